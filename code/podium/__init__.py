@@ -1,0 +1,1 @@
+"""Podium: retrieve, reason, rerank with language models."""
