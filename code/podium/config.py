@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from hydra import compose, initialize_config_dir, main as hydra_main
+from hydra import compose, initialize_config_dir
+from hydra import main as hydra_main
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
@@ -120,7 +121,8 @@ def build(settings: type[Settings], values: dict[str, Any], where: str) -> Setti
         DataError: one line a problem, each naming the key, the value, what was expected and the nearest valid key.
     """
     try:
-        return TypeAdapter(settings).validate_python(values)
+        # from JSON, strict validation still builds nested dataclasses, and "12" is not taken for 12
+        return TypeAdapter(settings).validate_json(json.dumps(values))
     except ValidationError as error:
         lines = []
         for problem in error.errors():
@@ -155,7 +157,9 @@ def _compose(stage: str, config_name: str, overrides: list[str]) -> dict[str, An
         raise ArgumentError(f"conf/{stage}/{config_name}.yaml with {overrides or 'no overrides'}: {text}") from None
 
 
-def load(settings: type[Settings], stage: str, config_name: str = "base", overrides: list[str] | None = None) -> Settings:
+def load(
+    settings: type[Settings], stage: str, config_name: str = "base", overrides: list[str] | None = None
+) -> Settings:
     """Compose conf/<stage>/<config_name>.yaml with overrides and validate it. Loads no model, reads no data.
 
     Raises:
@@ -241,7 +245,9 @@ def _split_arguments(arguments: list[str]) -> tuple[str | None, list[str]]:
     return config_name.removesuffix(".yaml") if config_name is not None else None, overrides
 
 
-def app(settings: type[Settings], stage: str, default: str = "base") -> Callable[[Callable[[Settings], None]], Callable[[], None]]:
+def app(
+    settings: type[Settings], stage: str, default: str = "base"
+) -> Callable[[Callable[[Settings], None]], Callable[[], None]]:
     """Decorate `main(settings)` into a Hydra application that reads conf/<stage>/.
 
     Args:
@@ -258,7 +264,9 @@ def app(settings: type[Settings], stage: str, default: str = "base") -> Callable
                 config_name, overrides = _split_arguments(sys.argv[1:])
                 config_name = default if config_name is None else config_name
                 is_sweep = any(argument in ("-m", "--multirun") for argument in sys.argv[1:])
-                shows_only = any(argument in ("--cfg", "-c", "--help", "-h", "--info", "-i") for argument in sys.argv[1:])
+                shows_only = any(
+                    argument in ("--cfg", "-c", "--help", "-h", "--info", "-i") for argument in sys.argv[1:]
+                )
                 if is_sweep or shows_only:
                     check_overrides(settings, overrides)
                     _compose(stage, config_name, [])

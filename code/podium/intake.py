@@ -126,9 +126,7 @@ def read_mapping(path: Path) -> pd.DataFrame:
     return frame[["MisconceptionId", "MisconceptionName"]].assign(MisconceptionName=names)
 
 
-def read_questions(
-    path: Path, catalogue: set[int] | None, allow_empty_correct: bool
-) -> tuple[pd.DataFrame, list[str]]:
+def read_questions(path: Path, catalogue: set[int] | None, allow_empty_correct: bool) -> tuple[pd.DataFrame, list[str]]:
     """Read train.csv or test.csv.
 
     Args:
@@ -186,7 +184,9 @@ def read_questions(
             )
         on_correct = (frame["CorrectAnswer"] == letter) & frame[column].notna()
         if on_correct.any():
-            warnings.append(f"{path}: {int(on_correct.sum())} correct options ({letter}) carry a misconception; ignored")
+            warnings.append(
+                f"{path}: {int(on_correct.sum())} correct options ({letter}) carry a misconception; ignored"
+            )
         on_empty = blank[f"Answer{letter}Text"] & ~correct[f"Answer{letter}Text"] & frame[column].notna()
         if on_empty.any():
             warnings.append(f"{path}: {int(on_empty.sum())} empty options ({letter}) carry a misconception; kept")
@@ -212,7 +212,9 @@ def read_folds(path: Path, questions: pd.Series) -> tuple[pd.DataFrame, list[str
         raise DataError(f"{path}: QuestionId {sample(frame.loc[doubled, 'QuestionId'])} appears more than once")
     if (unknown := ~frame["QuestionId"].isin(questions)).any():
         ids = frame.loc[unknown, "QuestionId"].tolist()
-        raise DataError(f"{path}: QuestionId {sample(ids)} is not in train.csv; produce folds.parquet for this train.csv")
+        raise DataError(
+            f"{path}: QuestionId {sample(ids)} is not in train.csv; produce folds.parquet for this train.csv"
+        )
     warnings = []
     if absent_ids := sorted(set(questions) - set(frame["QuestionId"])):
         warnings.append(f"{path}: {len(absent_ids)} questions have no fold and get fold {UNGROUPED_FOLD}")
@@ -266,3 +268,31 @@ def read_folder(folder: str | Path, allow_empty_correct: bool = False) -> Folder
         if (key := folder / "test_key.csv").exists():
             result.test_key = read_test_key(key, result.test, catalogue)
     return result
+
+
+def read_explanations(folder: str | Path, known: set[str]) -> pd.DataFrame | None:
+    """Read synthetic.csv (query_id, Explanation), the reasoner's targets, as a rationales table; None if absent.
+
+    Raises:
+        DataError: malformed, doubled or unknown query ids, or empty explanations.
+    """
+    path = Path(folder) / "synthetic.csv"
+    if not path.exists():
+        return None
+    frame = read_csv(path, ["query_id", "Explanation"])
+    if (doubled := frame["query_id"].duplicated()).any():
+        raise DataError(f"{path}: query_id {sample(frame.loc[doubled, 'query_id'])} appears more than once")
+    if (unknown := ~frame["query_id"].isin(known)).any():
+        raise DataError(f"{path}: query_id {sample(frame.loc[unknown, 'query_id'])} is no wrong option of train.csv")
+    if (empty := frame["Explanation"].str.strip() == "").any():
+        raise DataError(f"{path}: Explanation is empty for query_id {sample(frame.loc[empty, 'query_id'])}")
+    return pd.DataFrame(
+        {
+            "query_id": frame["query_id"],
+            "model": path.name,
+            "sample": 0,
+            "text": frame["Explanation"].str.strip(),
+            "finish_reason": "stop",
+            "n_tokens": 0,
+        }
+    )

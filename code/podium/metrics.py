@@ -58,6 +58,9 @@ def bootstrap_interval(
     Args:
         values: (Q,) per-query figures.
         groups: (Q,) ids; whole groups are resampled, since queries of one misconception are not independent.
+        seed: of the resampling.
+        samples: bootstrap samples.
+        level: of the interval.
     """
     values = np.asarray(values, dtype=float)
     if not len(values):
@@ -86,6 +89,7 @@ def report(candidates: pd.DataFrame, gold: pd.Series, seen: set[int], k: int = 2
         candidates: `contracts.CANDIDATES` rows covering every query of `gold`.
         gold: query_id -> misconception_id.
         seen: misconceptions that occur in training rows.
+        k: cut of MAP and recall.
 
     Returns:
         {"map@25": {all, seen, unseen}, "recall@25": {…}, "recall": {k: all}, "n": {…}, "ci95": {all: [low, high], …}};

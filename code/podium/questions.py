@@ -94,7 +94,9 @@ def group_folds(questions: pd.DataFrame, count: int, seed: int) -> pd.DataFrame:
         fold = int(np.argmin(load))
         fold_of[int(group)] = fold  # type: ignore[call-overload]
         load[fold] += int(size)
-    return pd.DataFrame({"QuestionId": questions["QuestionId"].to_numpy(), "kfold": root.map(fold_of).to_numpy()}).astype("Int64")
+    return pd.DataFrame(
+        {"QuestionId": questions["QuestionId"].to_numpy(), "kfold": root.map(fold_of).to_numpy()}
+    ).astype("Int64")
 
 
 def training_rows(queries: pd.DataFrame, folds: tuple[int, ...] | list[int] = TRAIN_FOLDS) -> pd.DataFrame:

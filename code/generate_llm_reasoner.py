@@ -1,0 +1,80 @@
+"""Write rationales for any question table with a trained reasoner. Finished rows are kept when a run is cut short."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from podium import config, contracts, modeling, prompts, stage, tokenization
+from podium.batching import chat
+from podium.batching.queries import make_rows
+from podium.engines import transformers as engine
+from podium.settings import GenerateRationales
+
+
+def read_parts(folder: Path) -> pd.DataFrame:
+    """Rationales that an earlier, interrupted run has finished."""
+    parts = [contracts.read_table(path, contracts.RATIONALES) for path in sorted(folder.glob("part-*.parquet"))]
+    return pd.concat(parts) if parts else pd.DataFrame(columns=[c.name for c in contracts.RATIONALES.columns])
+
+
+@config.app(GenerateRationales, "generate_reasoner")
+def main(cfg: GenerateRationales) -> None:
+    """Read the tables, generate what is missing sample by sample, join the parts."""
+    inputs = {"checkpoint": cfg.checkpoint, **{f"table{i}": path for i, path in enumerate(cfg.tables)}}
+    with stage.run("generate_llm_reasoner", cfg, inputs) as run:
+        if run.finished:
+            return
+        meta = contracts.read_meta(cfg.checkpoint, "reasoner")
+        table = pd.concat([contracts.read_table(path, contracts.QUESTIONS) for path in cfg.tables], ignore_index=True)
+        contracts.validate(table, contracts.QUESTIONS, " + ".join(cfg.tables))
+        rows = make_rows(table, pd.DataFrame({"misconception_id": [], "name": []}))
+        tokenizer = tokenization.load_tokenizer(cfg.checkpoint)
+        accelerator = stage.make_accelerator(cfg.device)
+        model, _ = modeling.load_checkpoint(cfg.checkpoint, "causal_lm")
+        model.to(accelerator.device)
+        parts = run.folder / "parts"
+        done = read_parts(parts)
+        if len(done):
+            print(f"{len(done)} rationales are there already; writing the rest")
+
+        budget = meta.max_length_tokens - cfg.max_new_tokens
+        asked = [chat.prompt_ids(rows, index, tokenizer, meta.prompt_style, budget) for index in range(len(rows))]  # type: ignore[arg-type]
+        for sample in range(cfg.samples):
+            finished = set(done.loc[done["sample"] == sample, "query_id"])
+
+            def save(chunk: list[int], written: list[engine.Generation], sample: int = sample) -> None:
+                frame = pd.DataFrame(
+                    {
+                        "query_id": [rows.query_id[index] for index in chunk],
+                        "model": Path(cfg.checkpoint).name,
+                        "sample": sample,
+                        "text": [one.text for one in written],
+                        "finish_reason": [one.finish_reason for one in written],
+                        "n_tokens": [one.n_tokens for one in written],
+                    }
+                )
+                contracts.write_table(frame, parts / f"part-{sample}-{chunk[0]}.parquet", contracts.RATIONALES)
+
+            engine.generate(
+                model, tokenizer, asked, max_new_tokens=cfg.max_new_tokens, max_tokens_per_batch=cfg.max_tokens_per_batch,
+                stop=[prompts.RATIONALE_END], temperature=cfg.temperature, top_p=cfg.top_p, seed=cfg.seed + sample,
+                skip=frozenset(i for i in range(len(rows)) if rows.query_id[i] in finished), on_batch=save,
+            )  # fmt: skip
+        everything = read_parts(parts).sort_values(["query_id", "sample"]).reset_index(drop=True)
+        cut = int((everything["finish_reason"] == "length").sum())
+        if cut:
+            print(f"warning: {cut} of {len(everything)} rationales were cut at max_new_tokens={cfg.max_new_tokens}")
+        contracts.write_table(everything, run.folder / "rationales.parquet", contracts.RATIONALES)
+        for path in parts.glob("part-*.parquet"):
+            path.unlink()
+        parts.rmdir()
+        in_sample = sorted(set(table["fold"].dropna().astype(int)) & set(meta.folds_trained))
+        run.finish(
+            {"rationales": len(everything)}, facts={"in_sample": bool(in_sample), "in_sample_folds": in_sample},
+            next_command=f"python code/train_llm_embedding.py model.backbone={cfg.checkpoint} rationales={cfg.output_dir}"
+            " data.questions_dir=<question folder>",
+        )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

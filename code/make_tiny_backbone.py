@@ -1,0 +1,84 @@
+"""Make a small random Qwen2 and train its tokenizer on the question table: a backbone for machines without the Hub."""
+
+from pathlib import Path
+
+import pandas as pd
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
+
+from podium import config, contracts, prompts, rng, stage
+from podium.batching.queries import make_rows
+from podium.settings import TinyBackbone
+
+END = "<|endoftext|>"
+
+
+def train_tokenizer(texts: list[str], vocabulary: int, max_length: int) -> PreTrainedTokenizerFast:
+    """Byte-level BPE with Qwen2's own pre-tokenizer: digits stay single tokens, so numbers round-trip and can be learnt."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = Qwen2Tokenizer().backend_tokenizer.pre_tokenizer
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=END, pad_token=END, model_max_length=max_length, padding_side="right"
+    )
+
+
+@config.app(TinyBackbone, "tiny_backbone")
+def main(cfg: TinyBackbone) -> None:
+    """Tokenizer from the training texts and the catalogue; weights from the seed."""
+    with stage.run("make_tiny_backbone", cfg, {"questions": cfg.questions_dir}) as run:
+        if run.finished:
+            return
+        table = contracts.read_table(f"{cfg.questions_dir}/questions.parquet", contracts.QUESTIONS)
+        catalogue = contracts.read_table(f"{cfg.questions_dir}/misconceptions.parquet", contracts.MISCONCEPTIONS)
+        rows = make_rows(table, catalogue)
+        texts = [prompts.retrieval_query(query, "plain") for query in rows.text]
+        texts += [f" {name}\nMatch: Yes No\nBest:" for name in rows.names.values()]
+        rationales = Path(cfg.questions_dir) / "rationales.parquet"
+        if rationales.is_file():
+            targets: pd.DataFrame = contracts.read_table(rationales, contracts.RATIONALES)
+            texts += [f"\nWhy: {text}" for text in targets["text"]]
+        # labels must be single tokens, however rare they are in the texts
+        texts += [label * 50 for label in [*prompts.option_labels(26), prompts.YES, prompts.NO]]
+        tokenizer = train_tokenizer(texts, cfg.vocabulary, cfg.max_position_embeddings)
+
+        torch.manual_seed(rng.torch_seed(cfg.seed, "backbone"))
+        model = Qwen2ForCausalLM(
+            Qwen2Config(
+                vocab_size=len(tokenizer),
+                hidden_size=cfg.hidden_size,
+                intermediate_size=cfg.intermediate_size,
+                num_hidden_layers=cfg.layers,
+                num_attention_heads=cfg.heads,
+                num_key_value_heads=cfg.heads,
+                max_position_embeddings=cfg.max_position_embeddings,
+                tie_word_embeddings=True,
+                bos_token_id=None,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+        )
+        model.save_pretrained(run.folder)
+        tokenizer.save_pretrained(run.folder)
+        meta = contracts.CheckpointMeta(
+            stage="backbone", kind="full", base_model="random", max_length_tokens=cfg.max_position_embeddings
+        )
+        contracts.write_meta(run.folder, meta)
+        parameters = sum(p.numel() for p in model.parameters())
+        print(f"{parameters:,} parameters, {len(tokenizer)} tokens")
+        run.finish(
+            next_command=f"python code/train_llm_reasoner.py model.backbone={cfg.output_dir}"
+            f" data.questions_dir={cfg.questions_dir}"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Data sets and collators, one module a batch layout."""

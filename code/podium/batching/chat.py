@@ -1,0 +1,99 @@
+"""Prompt–completion batches for the reasoner: loss on the completion's tokens only, by exact token border."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from podium import prompts, tokenization
+from podium.batching.padding import by_length, pad
+from podium.batching.queries import QueryRows
+from podium.errors import DataError, sample
+
+
+@dataclass
+class CompletionCollator:
+    """Collate reasoner rows. The prompt is tokenised alone, exactly as at inference, and the completion after it."""
+
+    rows: QueryRows
+    targets: list[str]
+    """The rationale each row learns to write."""
+    tokenizer: PreTrainedTokenizerFast
+    style: prompts.Style
+    max_length_tokens: int
+    max_tokens_per_micro_batch: int
+    with_name: bool
+
+    def completion_ids(self, index: int) -> list[int]:
+        """Token ids of what follows the prompt, end-of-text included."""
+        label = self.rows.label[index]
+        name = self.rows.names[label] if self.with_name and label is not None else None
+        text = prompts.reasoner_completion(self.targets[index], name)
+        return [*tokenization.encode(self.tokenizer, [text])[0], self.tokenizer.eos_token_id]  # type: ignore[list-item]
+
+    def example(self, index: int) -> tuple[list[int], int]:
+        """Token ids of one row and the number of prompt tokens among them.
+
+        Raises:
+            DataError: the completion alone leaves no room for the answers.
+        """
+        completion = self.completion_ids(index)
+        prompt = prompt_ids(self.rows, index, self.tokenizer, self.style, self.max_length_tokens - len(completion))
+        return [*prompt, *completion], len(prompt)
+
+    def check(self) -> None:
+        """Refuse completions that would have to be cut, before training starts.
+
+        Raises:
+            DataError: naming the rows.
+        """
+        long = [
+            self.rows.query_id[index]
+            for index in range(len(self.rows))
+            if len(self.targets[index].encode()) > self.max_length_tokens // 2
+            and len(self.completion_ids(index)) > self.max_length_tokens // 2
+        ]
+        if long:
+            raise DataError(
+                f"rationales of {sample(long)} fill more than half of max_length_tokens={self.max_length_tokens}; "
+                f"raise it or shorten them: a cut completion would teach to stop in mid-sentence"
+            )
+
+    def __call__(self, epoch: int, ids: np.ndarray) -> list[dict[str, Any]]:
+        """Micro-batches of similar length within the token budget; weight = completion tokens."""
+        examples = [self.example(index) for index in ids.tolist()]
+        lengths = [len(tokens) for tokens, _ in examples]
+        return [
+            self._micro([examples[i] for i in chunk]) for chunk in by_length(lengths, self.max_tokens_per_micro_batch)
+        ]
+
+    def _micro(self, examples: list[tuple[list[int], int]]) -> dict[str, Any]:
+        ids_BT, _ = pad([tokens for tokens, _ in examples], self.tokenizer.pad_token_id)  # type: ignore[arg-type]
+        read, target = [], []
+        for row, (tokens, border) in enumerate(examples):
+            for column in range(border, len(tokens)):
+                read.append((row, column - 1))
+                target.append(tokens[column])
+        return {
+            "input_ids": ids_BT,
+            "lm_read": torch.tensor(read),
+            "target": torch.tensor(target),
+            "weight": float(len(target)),
+        }
+
+
+def prompt_ids(
+    rows: QueryRows, index: int, tokenizer: PreTrainedTokenizerFast, style: prompts.Style, budget: int
+) -> list[int]:
+    """Token ids of the reasoner's prompt, the question cut to fit `budget`."""
+    query = rows.text[index]
+    before, _ = tokenization.special_prefix_suffix(tokenizer)
+
+    def render(question: str) -> str:
+        return prompts.reasoner_prompt(dataclasses.replace(query, question=question), style)
+
+    question = tokenization.fit(tokenizer, render, query.question, budget - len(before))
+    return [*before, *tokenization.encode(tokenizer, [render(question)])[0]]

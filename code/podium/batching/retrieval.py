@@ -1,0 +1,124 @@
+"""Bi-encoder batches: queries, the distinct misconceptions they need, and which column is whose."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from podium import prompts, rng, tokenization
+from podium.batching.padding import pad
+from podium.batching.queries import QueryRows
+
+
+@dataclass
+class RetrievalCollator:
+    """Collate one step of retriever training. Every draw is keyed by (seed, epoch, query id)."""
+
+    rows: QueryRows
+    tokenizer: PreTrainedTokenizerFast
+    style: prompts.Style
+    max_length_tokens: int
+    seed: int
+    topic_dropout: float = 0.0
+    rationale_dropout: float = 0.0
+    hard_negatives: dict[str, list[int]] | None = None
+    """query id -> misconception ids, hardest first; replaced when negatives are mined online."""
+    hard_negatives_per_query: int = 0
+    teacher: dict[tuple[str, int], float] | None = None
+
+    def query_text(self, index: int, *, topic: bool, rationale: str | None) -> str:
+        """The prompt of one query, its question cut to fit max_length_tokens."""
+        return query_text(
+            self.rows, index, self.tokenizer, self.style, self.max_length_tokens, topic=topic, rationale=rationale
+        )
+
+    def __call__(self, epoch: int, ids: np.ndarray) -> list[dict[str, Any]]:
+        """One micro-batch: the local share of the step's queries.
+
+        The documents are the distinct misconceptions of the queries, then of their hard negatives, so no document
+        occurs twice and no query meets its own misconception as a negative.
+        """
+        texts, gold, extra = [], [], []
+        for index in ids.tolist():
+            query_id, label = self.rows.query_id[index], self.rows.label[index]
+            generator = rng.generator(self.seed, epoch, "retrieval", query_id)
+            topic = generator.random() >= self.topic_dropout
+            rationale = self.rows.draw_rationale(index, self.rationale_dropout, self.seed, epoch)
+            texts.append(self.query_text(index, topic=bool(topic), rationale=rationale))
+            gold.append(label)
+            pool = [one for one in (self.hard_negatives or {}).get(query_id, []) if one != label]
+            if pool and self.hard_negatives_per_query:
+                take = min(self.hard_negatives_per_query, len(pool))
+                extra += [pool[position] for position in generator.choice(len(pool), size=take, replace=False)]
+        documents = list(dict.fromkeys([*gold, *extra]))
+        column = {document: position for position, document in enumerate(documents)}
+        batch: dict[str, Any] = {
+            "query": tokenize_queries(self.tokenizer, texts),
+            "document": tokenize_documents(self.tokenizer, [self.rows.names[one] for one in documents]),
+            "target": torch.tensor([column[label] for label in gold]),
+            "document_ids": torch.tensor(documents),
+            "gold_ids": torch.tensor(gold),
+            "weight": float(len(ids)),
+        }
+        if self.teacher is not None:
+            batch["teacher"] = torch.tensor(
+                [
+                    [self.teacher.get((self.rows.query_id[index], document), float("nan")) for document in documents]
+                    for index in ids.tolist()
+                ]
+            )
+            # a query with some teacher scores treats the documents without one as far below its weakest
+            known = ~torch.isnan(batch["teacher"])
+            some = known.any(dim=1, keepdim=True)
+            batch["teacher"] = torch.where(some & ~known, torch.tensor(-10.0), batch["teacher"])
+        return [batch]
+
+
+def query_text(
+    rows: QueryRows,
+    index: int,
+    tokenizer: PreTrainedTokenizerFast,
+    style: prompts.Style,
+    max_length_tokens: int,
+    *,
+    topic: bool = True,
+    rationale: str | None = None,
+) -> str:
+    """The retrieval prompt of one query, its question cut so that special tokens included it fits the budget."""
+    query = rows.text[index]
+    before, after = tokenization.special_prefix_suffix(tokenizer)
+
+    def render(question: str) -> str:
+        shortened = dataclasses.replace(query, question=question)
+        return prompts.retrieval_query(shortened, style, topic=topic, rationale=rationale)
+
+    budget = max_length_tokens - len(before) - len(after)
+    return render(tokenization.fit(tokenizer, render, query.question, budget))
+
+
+def _with_specials(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> dict[str, torch.Tensor]:
+    before, after = tokenization.special_prefix_suffix(tokenizer)
+    encoded = [[*before, *ids, *after] for ids in tokenization.encode(tokenizer, texts)]
+    ids_BT, mask_BT = pad(encoded, tokenizer.pad_token_id)  # type: ignore[arg-type]
+    return {"input_ids": ids_BT, "attention_mask": mask_BT}
+
+
+def tokenize_queries(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> dict[str, torch.Tensor]:
+    """Right-padded query ids and mask. The last token is that of the prompt's own ending."""
+    return _with_specials(tokenizer, texts)
+
+
+def tokenize_documents(tokenizer: PreTrainedTokenizerFast, names: list[str]) -> dict[str, torch.Tensor]:
+    """Right-padded document ids and mask; a document ends with the end-of-text token where the tokenizer has one.
+
+    The pooled token is then the same for every backbone, whether or not its tokenizer adds one by itself.
+    """
+    before, after = tokenization.special_prefix_suffix(tokenizer)
+    ending = after or ([tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else [])
+    texts = [prompts.retrieval_document(name) for name in names]
+    encoded = [[*before, *ids, *ending] for ids in tokenization.encode(tokenizer, texts)]
+    ids_BT, mask_BT = pad(encoded, tokenizer.pad_token_id)  # type: ignore[arg-type]
+    return {"input_ids": ids_BT, "attention_mask": mask_BT}

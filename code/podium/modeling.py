@@ -1,0 +1,317 @@
+"""Backbones (fp32 | bf16 | nf4, full or LoRA) and the two models built on them: Embedder and LabelScorer."""
+
+import importlib.util
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+from podium import contracts
+from podium.errors import DataError, MissingFileError, PrerequisiteError, sample
+
+Task = Literal["embedding", "causal_lm"]
+Pooling = Literal["last", "mean", "cls"]
+
+LINEAR_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+# --- loading ---------------------------------------------------------------------------------------------------------
+
+
+def check_attention(attn_implementation: str) -> None:
+    """Refuse flash attention, with the install line, where it cannot run.
+
+    Raises:
+        PrerequisiteError: no GPU, or neither `kernels` nor `flash-attn` is installed.
+    """
+    if not attn_implementation.startswith("flash_attention"):
+        return
+    if not torch.cuda.is_available():
+        raise PrerequisiteError(f"attn_implementation={attn_implementation} needs a GPU; use attn_implementation=sdpa")
+    if not (importlib.util.find_spec("kernels") or importlib.util.find_spec("flash_attn")):
+        raise PrerequisiteError(
+            f"attn_implementation={attn_implementation} needs an extra: pip install -e '.[gpu]' (transformers[kernels]);"
+            f" or use attn_implementation=sdpa"
+        )
+
+
+def refuse_adapter(source: str | Path) -> None:
+    """Refuse to start from an adapter folder, naming the command that merges it.
+
+    Raises:
+        DataError: `source` holds adapter weights.
+    """
+    if (Path(source) / "adapter_config.json").is_file():
+        raise DataError(
+            f"{source} holds an adapter, not a whole model; merge it first: python code/merge_adapter.py"
+            f" --adapter_path {source} --save_dir {source}_merged"
+        )
+
+
+def default_dtype() -> torch.dtype:
+    """bf16 on GPUs that have it, fp16 on older ones, fp32 on CPU."""
+    if not torch.cuda.is_available():
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+
+def load_backbone(
+    source: str | Path,
+    task: Task,
+    *,
+    dtype: str | None = None,
+    attn_implementation: str = "sdpa",
+    quantization: Literal["nf4"] | None = None,
+) -> PreTrainedModel:
+    """Load a transformers model from a Hub id, a local folder, or one of our full or merged checkpoints.
+
+    Args:
+        source: Hub id or folder.
+        task: "embedding" loads the body alone, "causal_lm" the body with its LM head.
+        dtype: float32 | bfloat16 | float16; None takes `default_dtype`.
+        attn_implementation: as in transformers.
+        quantization: "nf4" loads 4-bit NormalFloat weights with double quantisation (QLoRA, Dettmers et al. 2023).
+
+    Raises:
+        MissingFileError: no such folder, and not in the Hub or its cache.
+        DataError: an adapter folder, or a checkpoint whose weights do not cover the model.
+        PrerequisiteError: a package or device for the requested options is missing.
+    """
+    refuse_adapter(source)
+    check_attention(attn_implementation)
+    chosen = getattr(torch, dtype) if dtype else default_dtype()
+    options: dict[str, Any] = {"dtype": chosen, "attn_implementation": attn_implementation}
+    if quantization == "nf4":
+        if importlib.util.find_spec("bitsandbytes") is None:
+            raise PrerequisiteError("quantization nf4 needs bitsandbytes: pip install bitsandbytes==0.50.2")
+        from transformers import BitsAndBytesConfig
+
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=chosen,
+            llm_int8_skip_modules=["lm_head"],
+        )
+    loader = AutoModel if task == "embedding" else AutoModelForCausalLM
+    try:
+        model, info = loader.from_pretrained(str(source), output_loading_info=True, **options)
+    except OSError as error:
+        first = str(error).splitlines()[0]
+        raise MissingFileError(
+            f"backbone {source}: not a model folder, and not in the Hub or its cache ({first}); check the name, run"
+            f" `hf download {source}` on a machine with network, or make one with code/make_tiny_backbone.py"
+        ) from None
+    if missing := sorted(info["missing_keys"]):
+        # poolers of encoders are never used here, so a checkpoint may lack them
+        missing = [key for key in missing if "pooler" not in key]
+        if missing:
+            raise DataError(
+                f"{source}: weights lack {sample(missing)}; is it a checkpoint for another task than {task}?"
+            )
+    return model
+
+
+def add_lora(
+    model: PreTrainedModel,
+    task: Task,
+    *,
+    rank: int,
+    alpha: float,
+    dropout: float,
+    target_modules: list[str],
+    modules_to_save: list[str] | None = None,
+) -> nn.Module:
+    """Wrap a backbone in LoRA adapters (Hu et al. 2021); only they, and `modules_to_save`, stay trainable.
+
+    Raises:
+        DataError: `target_modules` names layers that the backbone does not have.
+    """
+    from peft import LoraConfig, TaskType, get_peft_model, prepare_model_for_kbit_training
+
+    leaves = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
+    if absent := [name for name in target_modules if name not in leaves]:
+        raise DataError(f"lora.target_modules {sample(absent)} are no layers of {model.config.model_type}")
+    if getattr(model, "is_loaded_in_4bit", False):
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    return get_peft_model(
+        model,
+        LoraConfig(
+            r=rank,
+            lora_alpha=alpha,
+            lora_dropout=dropout,
+            target_modules=target_modules,
+            modules_to_save=modules_to_save,
+            task_type=TaskType.FEATURE_EXTRACTION if task == "embedding" else TaskType.CAUSAL_LM,
+        ),
+    )
+
+
+def enable_gradient_checkpointing(model: Any) -> None:
+    """Recompute activations in backward; inputs get gradients so that frozen embeddings do not cut the graph."""
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.enable_input_require_grads()
+
+
+def prepare_for_training(
+    backbone: str,
+    task: Task,
+    *,
+    dtype: str | None,
+    attn_implementation: str,
+    quantization: Literal["nf4"] | None,
+    gradient_checkpointing: bool,
+    lora: dict[str, Any] | None,
+) -> nn.Module:
+    """Backbone as the `model` block of a training config describes it: loaded, adapted, checkpointed.
+
+    Raises:
+        MissingFileError, DataError, PrerequisiteError: as `load_backbone` and `add_lora`.
+    """
+    model: Any = load_backbone(
+        backbone, task, dtype=dtype, attn_implementation=attn_implementation, quantization=quantization
+    )
+    if gradient_checkpointing:
+        enable_gradient_checkpointing(model)
+    return model if lora is None else add_lora(model, task, **lora)
+
+
+def load_checkpoint(folder: str | Path, task: Task, **options: Any) -> tuple[nn.Module, contracts.CheckpointMeta]:
+    """Load a checkpoint folder for inference, whatever its kind: full and merged as they are, adapters on their base.
+
+    Args:
+        folder: written by a training script.
+        task: as in `load_backbone`.
+        options: passed to `load_backbone`.
+    """
+    meta = contracts.read_meta(folder)
+    if meta.kind != "adapter":
+        return load_backbone(folder, task, **options).eval(), meta
+    from peft import PeftModel
+
+    base = load_backbone(meta.base_model, task, **options)
+    return PeftModel.from_pretrained(base, str(folder)).eval(), meta
+
+
+def is_encoder(config: Any) -> bool:
+    """True for bidirectional (masked-language-model) backbones, which need a padding mask."""
+    return config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+
+def vocabulary_size(source: str | Path) -> int:
+    """Vocabulary size from a model's config, without loading weights."""
+    return AutoConfig.from_pretrained(str(source)).vocab_size
+
+
+# --- models ----------------------------------------------------------------------------------------------------------
+
+
+def pool(hidden_BTD: Tensor, mask_BT: Tensor, pooling: Pooling) -> Tensor:
+    """(B, D) last, mean or first hidden state of the unmasked positions; padding is on the right."""
+    if pooling == "last":
+        last_B = mask_BT.sum(1) - 1
+        return hidden_BTD[torch.arange(len(last_B), device=last_B.device), last_B]
+    if pooling == "mean":
+        weight_BT1 = mask_BT[..., None].to(hidden_BTD.dtype)
+        return (hidden_BTD * weight_BT1).sum(1) / weight_BT1.sum(1)
+    return hidden_BTD[:, 0]
+
+
+class Embedder(nn.Module):
+    """A backbone and a pooling; texts in, unit-length embeddings out."""
+
+    def __init__(self, backbone: Any, pooling: Pooling) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.pooling: Pooling = pooling
+        self.needs_mask = is_encoder(backbone.config)
+
+    def forward(self, *batches: dict[str, Tensor]) -> list[Tensor]:
+        """Embed several right-padded batches in one call (DDP wants a single forward a step).
+
+        Args:
+            batches: each {"input_ids": (B, T), "attention_mask": (B, T)}.
+
+        Returns:
+            one (B, D) fp32 tensor of unit length a batch.
+        """
+        return [self._embed(batch["input_ids"], batch["attention_mask"]) for batch in batches]
+
+    def _embed(self, input_ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
+        # With padding on the right a causal model needs no mask, and without one sdpa takes its fast causal path.
+        mask = {"attention_mask": mask_BT} if self.needs_mask else {}
+        hidden_BTD = self.backbone(input_ids=input_ids_BT, **mask).last_hidden_state
+        return F.normalize(pool(hidden_BTD, mask_BT, self.pooling).float(), dim=-1)
+
+
+class LabelScorer(nn.Module):
+    """A causal LM read at chosen positions: label-token logits (all rankers) and full logits (reasoner, auxiliary)."""
+
+    def __init__(self, backbone: Any) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def _causal_lm(self) -> Any:
+        """The transformers model inside, LoRA layers included, under a PEFT wrapper or not."""
+        return self.backbone.get_base_model() if hasattr(self.backbone, "peft_config") else self.backbone
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor | None = None,
+        mask: Tensor | None = None,
+        label_read: Tensor | None = None,
+        label_ids: Tensor | None = None,
+        lm_read: Tensor | None = None,
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Run the body once and the head only where it is read.
+
+        Args:
+            input_ids: (B, T), padded on the right.
+            position_ids: (B, T), needed with `mask`.
+            mask: (B, 1, T, T) bool, True where position q may see position k; None is plain causal.
+            label_read: (N, 2) row and column whose next token is a label.
+            label_ids: (L,) the label tokens.
+            lm_read: (M, 2) row and column read over the whole vocabulary.
+
+        Returns:
+            label logits (N, L) and vocabulary logits (M, V), None where not asked for; fp32.
+        """
+        model = self._causal_lm()
+        options = {}
+        if mask is not None:
+            blocked = torch.finfo(model.dtype).min
+            options = {
+                "attention_mask": torch.where(mask, 0.0, blocked).to(model.dtype),
+                "position_ids": position_ids,
+            }
+        body = getattr(model, model.base_model_prefix)
+        hidden_BTD = body(input_ids=input_ids, use_cache=False, **options).last_hidden_state
+        labels_NL = logits_MV = None
+        if label_read is not None:
+            labels_NL = self._logits(hidden_BTD[label_read[:, 0], label_read[:, 1]], label_ids)
+        if lm_read is not None:
+            logits_MV = self._logits(hidden_BTD[lm_read[:, 0], lm_read[:, 1]], None)
+        return labels_NL, logits_MV
+
+    def _logits(self, hidden_ND: Tensor, columns: Tensor | None) -> Tensor:
+        """Head logits of the given vocabulary columns (all when None), soft cap and scale of the model applied."""
+        model = self._causal_lm()
+        head = model.get_output_embeddings()
+        if columns is not None and type(head) is nn.Linear:
+            bias = head.bias[columns] if head.bias is not None else None
+            logits = F.linear(hidden_ND, head.weight[columns], bias)
+        else:
+            # a wrapped head (LoRA, quantised, modules_to_save) is asked whole, on the read positions only
+            logits = head(hidden_ND)
+            logits = logits if columns is None else logits[:, columns]
+        logits = logits.float()
+        if scale := getattr(model.config, "logit_scale", None):
+            logits = logits * scale
+        if cap := getattr(model.config, "final_logit_softcapping", None):
+            logits = torch.tanh(logits / cap) * cap
+        return logits

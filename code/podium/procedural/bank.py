@@ -1,0 +1,89 @@
+"""The catalogue: every context crossed with the faulty operations that pupils bring to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+from podium.procedural import (
+    contexts_algebra,
+    contexts_measure,
+    contexts_number,
+    contexts_proportion,
+)
+from podium.procedural.constructs import Construct, Context
+from podium.procedural.operations import OPERATIONS, Operation, faulty_program
+from podium.procedural.programs import Program, parse
+
+CONTEXTS: tuple[Context, ...] = (
+    contexts_number.CONTEXTS + contexts_proportion.CONTEXTS + contexts_algebra.CONTEXTS + contexts_measure.CONTEXTS
+)
+
+
+@dataclass(frozen=True)
+class Misconception:
+    """One faulty operation in one context; its id is its place in the catalogue."""
+
+    misconception_id: int
+    name: str
+    context: str
+    operation: str
+
+
+@dataclass(frozen=True)
+class Task:
+    """A construct made ready to run: its right program and the faulty ones, by misconception id."""
+
+    construct_id: int
+    subject_id: int
+    context: Context
+    construct: Construct
+    right: Program
+    faulty: dict[int, Program]
+
+
+def misconception_name(operation: Operation, context: Context) -> str:
+    """The same two phrases for every combination, so that an unseen name is made of words seen before."""
+    return f"{operation.phrase} when {context.phrase}"
+
+
+@cache
+def _catalogue() -> tuple[Misconception, ...]:
+    pairs = [(context, OPERATIONS[key]) for context in CONTEXTS for key in context.operations]
+    return tuple(
+        Misconception(number, misconception_name(operation, context), context.phrase, operation.key)
+        for number, (context, operation) in enumerate(pairs)
+    )
+
+
+def catalogue() -> list[Misconception]:
+    """All misconceptions in the order of their ids."""
+    return list(_catalogue())
+
+
+@cache
+def tasks() -> tuple[Task, ...]:
+    """Every construct with its programs, in the order of the construct ids."""
+    result: list[Task] = []
+    for subject_id, context in enumerate(CONTEXTS):
+        members = [entry for entry in _catalogue() if entry.context == context.phrase]
+        for construct in context.constructs:
+            programs = {
+                entry.misconception_id: faulty_program(OPERATIONS[entry.operation], construct) for entry in members
+            }
+            faulty = {key: program for key, program in programs.items() if program is not None}
+            result.append(Task(len(result), subject_id, context, construct, parse(construct.program), faulty))
+    return tuple(result)
+
+
+def task_of_construct(construct_name: str) -> Task:
+    """The construct of that name, ready to run; raises KeyError for an unknown name."""
+    for task in tasks():
+        if task.construct.name == construct_name:
+            return task
+    raise KeyError(f"no construct named {construct_name!r} in the procedural bank")
+
+
+def misconceptions_of_construct(construct_name: str) -> list[Misconception]:
+    """The misconceptions that can be held about one construct; raises KeyError for an unknown name."""
+    return [_catalogue()[key] for key in task_of_construct(construct_name).faulty]

@@ -1,0 +1,165 @@
+"""The faulty operations that all contexts share.
+
+Each is a name a catalogue would use, a phrase that opens the rationale, and a rewrite of the right
+program. A rewrite that does not fit a program gives None: then the context's own text decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from podium.procedural.constructs import Construct
+from podium.procedural.programs import INVERSE, UNARY, Program, Step, parse
+
+
+@dataclass(frozen=True)
+class Operation:
+    """A faulty operation: ``phrase`` begins the misconception's name, ``told`` the rationale."""
+
+    key: str
+    phrase: str
+    told: str
+    rewrite: Callable[[Program, Construct], Program | None]
+
+
+def faulty_program(operation: Operation, construct: Construct) -> Program | None:
+    """The right program with this bug in it, or None where the bug has no place in the construct."""
+    if operation.key in construct.without:
+        return None
+    right = parse(construct.program)
+    text = construct.faulty.get(operation.key)
+    if text is None:
+        return operation.rewrite(right, construct)
+    if text.startswith("...;"):
+        return right + parse(text[len("...;") :])
+    return parse(text)
+
+
+def _then(text: str) -> Callable[[Program, Construct], Program | None]:
+    """A mistake made after the right working."""
+    extra = parse(text)
+    return lambda program, construct: program + extra
+
+
+def _as_written(program: Program, construct: Construct) -> Program | None:
+    """No general rewrite: only contexts that spell the operation out have it."""
+    return None
+
+
+def _inverse(program: Program, construct: Construct) -> Program | None:
+    last = program[-1]
+    if not last.signs or not all(sign in INVERSE for sign in last.signs):
+        return None
+    return program[:-1] + (last._replace(signs=tuple(INVERSE[sign] for sign in last.signs)),)
+
+
+def _stop(program: Program, construct: Construct) -> Program | None:
+    return program[:-1] or None
+
+
+def _repeat(program: Program, construct: Construct) -> Program | None:
+    last = program[-1]
+    if last.operands[0] != "_" or len(last.operands) != 2:
+        return None
+    return program + (Step("_", last.operands, last.signs),)
+
+
+def _skip(program: Program, construct: Construct) -> Program | None:
+    """Leave out the first step and use its first number where its result was wanted."""
+    first, rest = program[0], program[1:]
+    if not rest or first.name != "_" or "_" not in rest[0].operands or first.signs[0] in UNARY:
+        return None
+    kept = next((operand for operand in first.operands if operand.isalpha()), None)
+    if kept is None:
+        return None
+    second = rest[0]
+    return (second._replace(operands=tuple(kept if name == "_" else name for name in second.operands)),) + rest[1:]
+
+
+def _resign(old: str, new: str) -> Callable[[Program, Construct], Program | None]:
+    """Put one sign for another throughout."""
+
+    def rewrite(program: Program, construct: Construct) -> Program | None:
+        if not any(old in step.signs for step in program):
+            return None
+        steps = []
+        for step in program:
+            signs = tuple(new if sign == old else sign for sign in step.signs)
+            if len({sign in "+-" for sign in signs}) > 1:
+                return None  # mixed precedence: the context has to say in which order
+            steps.append(step._replace(signs=signs))
+        return tuple(steps)
+
+    return rewrite
+
+
+def _rename(program: Program, names: dict[str, str]) -> Program:
+    return tuple(step._replace(operands=tuple(names.get(name, name) for name in step.operands)) for step in program)
+
+
+def _swap(program: Program, construct: Construct) -> Program | None:
+    first, second = list(construct.numbers)[:2]
+    return _rename(program, {first: second, second: first})
+
+
+def _leave_out(program: Program, construct: Construct) -> Program | None:
+    """Remove the second number of the question from every step; a step left with one operand only passes it on.
+
+    The second rather than the last, which is often the whole of the final step: leaving that out is stopping.
+    """
+    gone = list(construct.numbers)[min(1, len(construct.numbers) - 1)]
+    steps: list[Step] = []
+    for step in program:
+        if gone not in step.operands:
+            steps.append(step)
+            continue
+        place = step.operands.index(gone)
+        operands = step.operands[:place] + step.operands[place + 1 :]
+        if not operands:
+            return None
+        sign_place = max(place - 1, 0)
+        steps.append(step._replace(operands=operands, signs=step.signs[:sign_place] + step.signs[sign_place + 1 :]))
+    return tuple(steps)
+
+
+def _join(program: Program, construct: Construct) -> Program | None:
+    """Write the first two numbers of the first step side by side instead of calculating with them."""
+    first = program[0]
+    if len(first.operands) != 2 or not all(operand.isalpha() for operand in first.operands):
+        return None
+    return (first._replace(signs=("&",)),) + program[1:]
+
+
+def _again(program: Program, construct: Construct) -> Program | None:
+    start = construct.start or next(iter(construct.numbers))
+    return program + (Step("_", ("_", start), ("+",)),)
+
+
+OPERATIONS = {
+    operation.key: operation
+    for operation in (
+        Operation("inverse", "Does the inverse operation", "Did the inverse operation", _inverse),
+        Operation("stop", "Stops before the final step", "Stopped before the final step", _stop),
+        Operation("double", "Doubles the result", "Doubled the result", _then("_ × 2")),
+        Operation("halve", "Halves the result", "Halved the result", _then("_ ÷ 2")),
+        Operation("more", "Counts one too many", "Counted one too many", _then("_ + 1")),
+        Operation("fewer", "Counts one too few", "Counted one too few", _then("_ - 1")),
+        Operation("sign", "Reverses the sign", "Reversed the sign", _then("neg _")),
+        Operation("minus", "Ignores a minus sign", "Ignored a minus sign", _as_written),
+        Operation("zero", "Writes an extra zero", "Wrote an extra zero", _then("_ × 10")),
+        Operation("adds", "Adds instead of multiplying", "Added instead of multiplying", _resign("×", "+")),
+        Operation("times", "Multiplies instead of adding", "Multiplied instead of adding", _resign("+", "×")),
+        Operation("leave", "Leaves out one of the values", "Left out a value", _leave_out),
+        Operation("swap", "Swaps the roles of two values", "Swapped two values", _swap),
+        Operation("join", "Writes values side by side", "Wrote values side by side", _join),
+        Operation("repeat", "Carries out the final step twice", "Carried out the final step twice", _repeat),
+        Operation("skip", "Misses out the first step", "Missed out the first step", _skip),
+        Operation("part", "Applies the rule to one part only", "Applied the rule to one part", _as_written),
+        Operation("again", "Adds the starting value on again", "Added the starting value again", _again),
+        Operation("left", "Works strictly from left to right", "Worked from left to right", _as_written),
+        Operation("reverse", "Writes the digits in reverse", "Wrote the digits in reverse", _then("rev _")),
+        Operation("rest", "Gives what is left over", "Gave what is left over", _as_written),
+        Operation("whole", "Uses the wrong size for a whole", "Used the wrong size for a whole", _as_written),
+    )
+}

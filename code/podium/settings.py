@@ -1,0 +1,243 @@
+"""Typed settings of every stage. Each field is a YAML key; unknown keys, wrong types and bad ranges are refused.
+
+Units and scope are in the names (`max_length_tokens`, `eval_every_steps`). An absent feature is a `null` block.
+"""
+
+import dataclasses
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+from podium.prompts import Style
+
+STRICT = ConfigDict(extra="forbid", strict=True)
+
+Positive = Annotated[int, Field(gt=0)]
+NotNegative = Annotated[int, Field(ge=0)]
+Rate = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Device = Literal["auto", "cpu"]
+
+
+@dataclass(config=STRICT, kw_only=True)
+class Lora:
+    """LoRA adapters; `lora: null` trains all weights."""
+
+    rank: Positive
+    alpha: Annotated[float, Field(gt=0)]
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    target_modules: list[str]
+    modules_to_save: list[str] | None = None
+
+
+@dataclass(config=STRICT, kw_only=True)
+class Model:
+    """Backbone and how it is held."""
+
+    backbone: str
+    dtype: Literal["float32", "bfloat16", "float16"] | None
+    attn_implementation: Literal["sdpa", "eager", "flash_attention_2"]
+    quantization: Literal["nf4"] | None
+    gradient_checkpointing: bool
+    lora: Lora | None
+
+    def __post_init__(self) -> None:
+        if self.quantization and self.lora is None:
+            raise ValueError("quantization needs a lora block: 4-bit weights cannot be trained")
+
+
+@dataclass(config=STRICT, kw_only=True)
+class Optimizer:
+    """Optimizer and the rates of its parameter groups; a null rate takes `lr`."""
+
+    name: Literal["adamw", "adamw_8bit"]
+    lr: Rate
+    lr_lora_a: Rate | None
+    lr_lora_b: Rate | None
+    lr_embeddings: Rate | None
+    weight_decay: Rate
+    betas: Annotated[list[float], Field(min_length=2, max_length=2)]
+    eps: Rate
+
+
+@dataclass(config=STRICT, kw_only=True)
+class Loop:
+    """Length, schedule and cadence of a training run. `batch_size` is over all processes."""
+
+    seed: int
+    epochs: Annotated[float, Field(gt=0)] | None
+    max_steps: Positive | None
+    batch_size: Positive
+    warmup_fraction: Fraction
+    final_lr_fraction: Fraction
+    max_grad_norm: Annotated[float, Field(gt=0)]
+    eval_every_steps: Positive | None
+    save_every_steps: Positive | None
+    keep: Positive
+    num_workers: NotNegative
+
+    def __post_init__(self) -> None:
+        if self.epochs is None and self.max_steps is None:
+            raise ValueError("set epochs, max_steps, or both (the shorter one counts)")
+
+
+@dataclass(config=STRICT, kw_only=True)
+class Data:
+    """Question table and which of its folds are trained on."""
+
+    questions_dir: str
+    train_folds: list[NotNegative]
+    validation_fold: NotNegative
+    validation_rows: Positive | None
+    """Rows of the validation fold used while training (an even sample); null takes all."""
+
+    def __post_init__(self) -> None:
+        if self.validation_fold in self.train_folds:
+            raise ValueError(
+                f"validation_fold {self.validation_fold} is also in train_folds; set full_fit=true to train on everything"
+            )
+
+
+@dataclass(config=STRICT, kw_only=True)
+class PrepareQuestions:
+    """code/prepare_questions.py."""
+
+    data_dir: str
+    output_dir: str
+    folds: Annotated[int, Field(ge=2)]
+    test_fold: NotNegative | None
+    seed: int
+    allow_empty_correct: bool
+
+
+@dataclass(config=STRICT, kw_only=True)
+class TinyBackbone:
+    """code/make_tiny_backbone.py."""
+
+    questions_dir: str
+    output_dir: str
+    vocabulary: Positive
+    hidden_size: Positive
+    layers: Positive
+    heads: Positive
+    intermediate_size: Positive
+    max_position_embeddings: Positive
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.hidden_size % self.heads:
+            raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of heads {self.heads}")
+
+
+@dataclass(config=STRICT, kw_only=True)
+class Reasoner:
+    """code/train_llm_reasoner.py."""
+
+    output_dir: str
+    use_wandb: bool
+    full_fit: bool
+    device: Device
+    data: Data
+    model: Model
+    optimizer: Optimizer
+    loop: Loop
+    prompt_style: Style
+    max_length_tokens: Positive
+    max_tokens_per_micro_batch: Positive
+    with_name: bool
+    sample_generations: NotNegative
+    max_new_tokens: Positive
+
+
+@dataclass(config=STRICT, kw_only=True)
+class GenerateRationales:
+    """code/generate_llm_reasoner.py."""
+
+    checkpoint: str
+    tables: Annotated[list[str], Field(min_length=1)]
+    output_dir: str
+    device: Device
+    samples: Positive
+    temperature: Rate
+    top_p: Annotated[float, Field(gt=0, le=1)]
+    max_new_tokens: Positive
+    max_tokens_per_batch: Positive
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.samples > 1 and self.temperature == 0:
+            raise ValueError(f"{self.samples} samples at temperature 0 would all be equal; set temperature > 0")
+
+
+@dataclass(config=STRICT, kw_only=True)
+class HardNegatives:
+    """Hard negatives: from a candidates table, or mined with the model itself every few steps."""
+
+    candidates: str | None
+    per_query: Positive
+    top: Positive
+    refresh_every_steps: Positive | None
+
+    def __post_init__(self) -> None:
+        if self.candidates is None and self.refresh_every_steps is None:
+            raise ValueError("hard_negatives needs candidates=<folder>, refresh_every_steps, or both")
+
+
+@dataclass(config=STRICT, kw_only=True)
+class Distillation:
+    """A teacher's scores, mixed into the loss."""
+
+    scores: str
+    temperature: Annotated[float, Field(gt=0)]
+    weight: Fraction
+
+
+@dataclass(config=STRICT, kw_only=True)
+class Retriever:
+    """code/train_llm_embedding.py."""
+
+    output_dir: str
+    use_wandb: bool
+    full_fit: bool
+    device: Device
+    data: Data
+    rationales: str | None
+    model: Model
+    optimizer: Optimizer
+    loop: Loop
+    prompt_style: Style
+    pooling: Literal["last", "mean", "cls"]
+    max_length_tokens: Positive
+    topic_dropout: Fraction
+    rationale_dropout: Fraction
+    first_temperature: Annotated[float, Field(gt=0)]
+    last_temperature: Annotated[float, Field(gt=0)]
+    hard_negatives: HardNegatives | None
+    distillation: Distillation | None
+    best_metric: Literal["map@25", "recall@25", "recall@32"]
+
+
+@dataclass(config=STRICT, kw_only=True)
+class MineCandidates:
+    """code/mine_candidates.py."""
+
+    checkpoint: str
+    tables: Annotated[list[str], Field(min_length=1)]
+    questions_dir: str
+    rationales: str | None
+    output_dir: str
+    device: Device
+    views: Annotated[list[Literal["plain", "rationale"]], Field(min_length=1)]
+    top_k: Positive
+    max_tokens_per_batch: Positive
+    allow_in_sample: bool
+
+    def __post_init__(self) -> None:
+        if "rationale" in self.views and self.rationales is None:
+            raise ValueError("view `rationale` needs rationales=<folder written by generate_llm_reasoner.py>")
+
+
+def as_dict(block: Any) -> dict[str, Any]:
+    """A settings block as keyword arguments."""
+    return dataclasses.asdict(block)

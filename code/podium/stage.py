@@ -1,0 +1,180 @@
+"""What every script does around its work: claim the folder, notice finished or changed runs, export, sign off."""
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from podium import config, contracts
+from podium.errors import DataError, PrerequisiteError, sample
+
+RUN = "run.json"
+UNTRACKED = ("output_dir", "use_wandb", "device")
+"""Settings that do not change what a run computes: they may differ on resume."""
+
+
+@dataclass
+class Run:
+    """A claimed output folder."""
+
+    script: str
+    settings: Any
+    folder: Path
+    inputs: dict[str, str | Path]
+    finished: bool = False
+    """A run with these settings and inputs has completed here; there is nothing to do."""
+    wrote: list[str] = field(default_factory=list)
+
+    def finish(
+        self, rows: dict[str, int] | None = None, facts: dict[str, Any] | None = None, next_command: str | None = None
+    ) -> None:
+        """Write the manifest, last of all files, and say what was written and what to run next."""
+        contracts.write_manifest(
+            self.folder,
+            stage=self.script,
+            config_digest=config.digest(self.settings, UNTRACKED),
+            inputs=self.inputs,
+            rows=rows,
+            facts=facts,
+        )
+        counts = ", ".join(f"{count} {name}" for name, count in (rows or {}).items())
+        print(f"wrote {self.folder}{f' ({counts})' if counts else ''}", flush=True)
+        if next_command:
+            print(f"next: {next_command}", flush=True)
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """`key: old -> new` for every leaf that differs."""
+    lines = []
+    for key in sorted(set(old) | set(new)):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            lines += _differences(before, after, f"{prefix}{key}.")
+        elif before != after:
+            lines.append(f"{prefix}{key}: {before!r} -> {after!r}")
+    return lines
+
+
+@contextlib.contextmanager
+def run(script: str, settings: Any, inputs: dict[str, str | Path | None]) -> Iterator[Run]:
+    """Claim `settings.output_dir` for a run of `script`.
+
+    The folder's run.json records settings and input digests at the first start. A later start with the same ones
+    resumes (or finds the run finished); with others it is refused with the differences, so nothing gets mixed.
+
+    Args:
+        script: name of the script.
+        settings: its settings object, with `output_dir`.
+        inputs: name -> file or folder that is read; None entries are left out.
+
+    Raises:
+        MissingFileError: an input does not exist.
+        DataError: the folder holds a run with other settings or inputs.
+        PodiumError: somebody else is running in the folder.
+    """
+    given = {name: path for name, path in inputs.items() if path is not None}
+    for name, path in given.items():
+        if not Path(path).exists():
+            contracts.require_file(path, f"input `{name}`")
+    now = {
+        "script": script,
+        "settings": {k: v for k, v in config.to_dict(settings).items() if k not in UNTRACKED},
+        "inputs": {name: contracts.input_digest(path) for name, path in given.items()},
+    }
+    now = json.loads(json.dumps(now))
+    folder = Path(settings.output_dir)
+    # only one process of a distributed run claims the folder; the others follow it
+    claim = contracts.output_folder(folder) if config.is_main_process() else contextlib.nullcontext()
+    with claim:
+        record = folder / RUN
+        finished = False
+        if record.is_file():
+            differences = _differences(contracts.read_json(record, "run record"), now)
+            if differences:
+                raise DataError(
+                    f"{folder} holds a run with other settings or inputs: {'; '.join(differences)}. "
+                    f"Choose another output_dir, restore them, or delete the folder to start over"
+                )
+            finished = contracts.is_current(folder, config.digest(settings, UNTRACKED))
+        elif config.is_main_process():
+            contracts.write_json(record, now)
+            contracts.write_text(folder / "config.yaml", yaml.safe_dump(config.to_dict(settings), sort_keys=False))
+        if finished:
+            print(f"{folder} is complete and up to date; nothing to do (delete the folder to start over)", flush=True)
+        yield Run(script, settings, folder, given, finished)
+
+
+def command_line() -> str:
+    """The command that started this process, for the line that says how to resume."""
+    return " ".join(["python", *sys.argv[:1], *[a for a in sys.argv[1:] if a not in config.QUIET_HYDRA]])
+
+
+def make_accelerator(device: str) -> Any:
+    """An Accelerator with accumulation 1 (the loop accumulates); warns when a launch started fewer processes than asked.
+
+    Raises:
+        PrerequisiteError: FSDP on CPU, which accelerate would silently replace by DDP.
+    """
+    import torch
+    from accelerate import Accelerator, DataLoaderConfiguration
+
+    cpu = device == "cpu" or not torch.cuda.is_available()
+    if cpu and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+        raise PrerequisiteError(
+            "FSDP needs GPUs: accelerate would silently run plain DDP on CPU; use conf/accelerate/cpu.yaml"
+        )
+    accelerator = Accelerator(cpu=cpu, dataloader_config=DataLoaderConfiguration(dispatch_batches=False))
+    wanted = int(os.environ.get("WORLD_SIZE", "1"))
+    if accelerator.num_processes != wanted:
+        accelerator.print(
+            f"warning: {wanted} processes were asked for, {accelerator.num_processes} runs; "
+            f"on CPU use torchrun --nproc_per_node {wanted}"
+        )
+    return accelerator
+
+
+def make_tracker(use_wandb: bool, script: str, settings: Any, folder: Path) -> Any:
+    """A function that logs a metrics line to Weights & Biases (offline works too), or None.
+
+    Raises:
+        PrerequisiteError: use_wandb without wandb installed.
+    """
+    if not use_wandb or not config.is_main_process():
+        return None
+    try:
+        import wandb
+    except ImportError:
+        raise PrerequisiteError("use_wandb=true needs wandb: pip install wandb==0.31.0") from None
+    run_ = wandb.init(
+        project="podium", group=script, name=folder.name, config=config.to_dict(settings), dir=str(folder)
+    )
+    return lambda line: run_.log({k: v for k, v in line.items() if k != "step"}, step=line["step"])
+
+
+def export(
+    run_: Run, accelerator: Any, backbone: Any, tokenizer: Any, meta: contracts.CheckpointMeta, next_command: str,
+    rows: dict[str, int],
+) -> None:  # fmt: skip
+    """Write the finished checkpoint (weights, tokenizer, meta, manifest) into the run's folder."""
+    if accelerator.is_main_process:
+        backbone.save_pretrained(run_.folder)
+        tokenizer.save_pretrained(run_.folder)
+        contracts.write_meta(run_.folder, meta)
+        run_.finish(rows=rows, facts={"inputs_trained_on": meta.folds_trained}, next_command=next_command)
+    accelerator.wait_for_everyone()
+
+
+def require_labels_known(labels: set[int], names: dict[int, str], where: str) -> None:
+    """Refuse labels that the catalogue lacks.
+
+    Raises:
+        DataError: naming them.
+    """
+    if unknown := sorted(labels - set(names)):
+        raise DataError(f"{where}: misconception id {sample(unknown)} is not in the catalogue")

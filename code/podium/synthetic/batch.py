@@ -1,0 +1,174 @@
+"""Sending through the vendors' batch endpoints, at half price, so that no item is ever paid for twice.
+
+Order is everything: reserve items under a name of our own (durable), create the batch, save its id (durable). A crash in
+between leaves a name without an id; before anything of it is sent again, the vendor's list is searched for it.
+"""
+
+import json
+import secrets as random_bits
+import time
+from collections.abc import Callable
+
+from podium.errors import PodiumError
+from podium.synthetic.job import Job, Verdict, cost, judge, record, unpaid_error
+from podium.synthetic.ledger import Batch, Claim, Ledger
+from podium.synthetic.wire import BatchFacts, StatusError, refuse_if_fatal
+from podium.synthetic.work import FollowUp
+
+# Clocks differ; a batch listed as created a little before we asked for it may still be ours.
+_CLOCK_SKEW_SECONDS = 900.0
+_ITEM_LETTERS = 40
+
+
+def run_batches(ledger: Ledger, job: Job, progress: Callable[[int], None], stopped: Callable[[], bool]) -> bool:
+    """Send every wanted item in batches until all are settled, money is short, or `stopped`.
+
+    Returns:
+        whether the budget is what ended it.
+
+    Raises:
+        PodiumError: credentials, billing, model or a batch's format are refused.
+    """
+    client = job.vendor.client(job.endpoint)
+    names: dict[str, set[str]] = {}
+    failures = 0
+    try:
+        while True:
+            open_batches = ledger.open_batches()
+            busy = short = False
+            try:
+                for batch in open_batches:
+                    if batch.vendor_id is None:
+                        busy |= _reconcile(ledger, job, client, batch, names)
+                    else:
+                        busy |= _collect(ledger, job, client, batch)
+                    progress(len(open_batches))
+                while not stopped() and len(ledger.open_batches()) < job.pace.max_open_batches:
+                    sent, short = _send(ledger, job, client)
+                    progress(len(ledger.open_batches()))
+                    if not sent:
+                        break
+                    busy = True
+                failures = 0
+            except StatusError as error:
+                _refuse(job, error)
+                failures += 1
+                if failures >= 4 * job.pace.max_errors:
+                    raise PodiumError(f"{job.endpoint.provider} does not answer ({error}); run again later") from None
+                asked = error.retry_after or 0.0
+                time.sleep(max(asked, min(job.pace.max_backoff_seconds, job.pace.first_backoff_seconds * 2**failures)))
+                continue
+            waiting = bool(ledger.open_batches()) or (not short and ledger.open_elsewhere() > 0)
+            if stopped() or not (busy or waiting):
+                return short
+            if waiting:
+                time.sleep(job.pace.poll_seconds)
+    finally:
+        client.close()
+
+
+def _refuse(job: Job, error: StatusError) -> None:
+    refuse_if_fatal(error.status, str(error), f"{job.endpoint.provider} ({job.endpoint.model})")
+
+
+def _custom_id(item: str, batch: str) -> str:
+    """At most 64 letters, of the alphabet that both vendors allow."""
+    return f"{item[:_ITEM_LETTERS]}-{batch}"
+
+
+def _send(ledger: Ledger, job: Job, client: object) -> tuple[bool, bool]:
+    """Fill and create one batch. Returns (whether one was sent, whether money was short)."""
+    batch = random_bits.token_hex(8)
+    most_requests = min(job.pace.max_batch_requests, job.vendor.MOST_BATCH_REQUESTS)
+    most_bytes = min(job.pace.max_batch_bytes, job.vendor.MOST_BATCH_BYTES)
+    lines: list[tuple[str, dict]] = []
+    size = 0
+
+    def fits(item: str, follow_up: FollowUp | None) -> bool:
+        nonlocal size
+        content = job.vendor.body(job.requests[item], follow_up)
+        size += len(json.dumps(content, ensure_ascii=False).encode()) + 300
+        lines.append((_custom_id(item, batch), content))
+        return size <= most_bytes or len(lines) == 1
+
+    claims, short = ledger.claim(
+        job.cap_nano, most_requests, lambda i, f: cost(job, i, f), job.pace.resend_unknown, batch, fits
+    )
+    if not claims:
+        return False, short
+    try:
+        vendor_id = job.vendor.create_batch(client, job.endpoint.api, lines[: len(claims)], batch)
+    except StatusError as error:
+        if error.status is not None:
+            ledger.batch_lost(batch, f"the batch was not accepted: {error}")
+        raise
+    ledger.batch_created(batch, vendor_id)
+    return True, short
+
+
+def _reconcile(ledger: Ledger, job: Job, client: object, batch: Batch, names: dict[str, set[str]]) -> bool:
+    """Find a batch whose creation was not confirmed. Returns whether something was settled.
+
+    Where the vendor keeps our name (OpenAI metadata), the list alone tells. Where it does not (Anthropic), a batch of
+    the right size that this ledger does not know may be ours until its results show only other custom ids.
+
+    Args:
+        ledger, job, client: as everywhere here.
+        batch: prepared, without a vendor id.
+        names: vendor id -> our names found in its results, so that nobody else's results are read twice.
+    """
+    known = ledger.known_vendor_ids()
+    undecided = False
+    for facts in job.vendor.list_batches(client, batch.created - _CLOCK_SKEW_SECONDS):
+        if facts.vendor_id in known:
+            continue
+        if facts.batch is not None:
+            if facts.batch == batch.batch:
+                ledger.batch_created(batch.batch, facts.vendor_id)
+                return True
+            continue
+        if facts.count != batch.count or not facts.readable:
+            continue
+        if not facts.ended:
+            undecided = True
+            continue
+        if facts.vendor_id not in names:
+            custom_ids = (line.custom_id for _, line in job.vendor.results(client, facts) if line is not None)
+            names[facts.vendor_id] = {custom_id.rpartition("-")[2] for custom_id in custom_ids}
+        if batch.batch in names[facts.vendor_id]:
+            ledger.batch_created(batch.batch, facts.vendor_id)
+            return True
+    if undecided or time.time() < batch.created + job.pace.reconcile_grace_seconds:
+        return False
+    ledger.batch_lost(batch.batch, "the vendor does not list it")
+    return True
+
+
+def _collect(ledger: Ledger, job: Job, client: object, batch: Batch) -> bool:
+    """Read a batch's results if it has ended. Returns whether something was settled."""
+    facts: BatchFacts = job.vendor.get_batch(client, batch.vendor_id)
+    if not facts.ended:
+        return False
+    if facts.refused is not None:
+        ledger.batch_lost(batch.batch, f"the vendor refused the batch: {facts.refused}")
+        raise PodiumError(f"{job.endpoint.provider} refused a batch: {facts.refused}; nothing of it was billed")
+    if not facts.readable:
+        ledger.batch_collected(batch.batch, "its batch was archived before the results were read")
+        return True
+    waiting = {item[:_ITEM_LETTERS]: claim for item, claim in ledger.batch_items(batch.batch).items()}
+    for raw, line in job.vendor.results(client, facts):
+        prefix, _, name = line.custom_id.partition("-") if line is not None else ("", "", "")
+        claim = waiting.pop(prefix, None) if name == batch.batch else None
+        if line is None or claim is None:
+            with ledger.transaction():
+                ledger.receive("unmatched", raw, batch=batch.batch)
+            continue
+        record(ledger, job, claim, _verdict(job, claim, line.kind, line.payload, line.reason), raw, batch.batch)
+    ledger.batch_collected(batch.batch, "its batch ended without a result for it")
+    return True
+
+
+def _verdict(job: Job, claim: Claim, kind: str, payload: dict | None, reason: str) -> Verdict:
+    if kind == "answered":
+        return judge(job, claim, payload)
+    return unpaid_error(job, claim, reason, item_is_wrong=kind == "invalid")

@@ -1,0 +1,76 @@
+"""Reading a stage's inputs: the rows to train on, to validate on and to predict for."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from podium import contracts, questions
+from podium.batching.queries import QueryRows, make_rows
+from podium.errors import DataError
+
+
+@dataclass
+class TrainingTables:
+    """What a trainer reads: labelled training rows, validation rows, and which misconceptions count as seen."""
+
+    train: QueryRows
+    validation: QueryRows
+    seen: set[int]
+    folds_trained: list[int]
+    data_digest: str
+
+
+def read_catalogue(questions_dir: str | Path) -> pd.DataFrame:
+    """The misconceptions table of a question folder."""
+    return contracts.read_table(Path(questions_dir) / "misconceptions.parquet", contracts.MISCONCEPTIONS)
+
+
+def read_rationales(folder: str | Path | None) -> pd.DataFrame | None:
+    """The rationales table of a folder, or None for None."""
+    return None if folder is None else contracts.read_table(Path(folder) / "rationales.parquet", contracts.RATIONALES)
+
+
+def even_sample(frame: pd.DataFrame, count: int | None) -> pd.DataFrame:
+    """`count` rows spread evenly over the frame (all for None): the same rows in every run."""
+    if count is None or count >= len(frame):
+        return frame
+    return frame.iloc[[position * len(frame) // count for position in range(count)]].reset_index(drop=True)
+
+
+def read_training_tables(
+    questions_dir: str | Path,
+    train_folds: list[int],
+    validation_fold: int,
+    validation_rows: int | None,
+    full_fit: bool,
+    rationales: str | Path | None = None,
+    require_rationales: bool = False,
+) -> TrainingTables:
+    """Read and split the question table.
+
+    With `full_fit` the validation fold is trained on too; what counts as seen stays defined by `train_folds`, so that
+    the split of the figures keeps its meaning, and the caller says that they are in-sample.
+
+    Raises:
+        MissingFileError, DataError: unreadable tables, or a split without rows.
+    """
+    table = contracts.read_table(Path(questions_dir) / "questions.parquet", contracts.QUESTIONS)
+    catalogue = read_catalogue(questions_dir)
+    written = read_rationales(rationales)
+    folds = sorted({*train_folds, validation_fold}) if full_fit else sorted(train_folds)
+    train = questions.training_rows(table, folds)
+    validation = questions.training_rows(table, [validation_fold])
+    if train.empty or validation.empty:
+        there = table.loc[table["misconception_id"].notna(), "fold"].value_counts().to_dict()
+        raise DataError(
+            f"{questions_dir}: train_folds {train_folds} hold {len(train)} labelled rows and validation_fold"
+            f" {validation_fold} holds {len(validation)}; labelled rows by fold: {there}"
+        )
+    return TrainingTables(
+        train=make_rows(train, catalogue, written, require_rationales),
+        validation=make_rows(even_sample(validation, validation_rows), catalogue, written, require_rationales),
+        seen=questions.seen_misconceptions(table, train_folds),
+        folds_trained=[int(fold) for fold in folds],
+        data_digest=contracts.input_digest(Path(questions_dir) / "questions.parquet"),
+    )

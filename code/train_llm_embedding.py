@@ -1,0 +1,116 @@
+"""Train the retriever: a bi-encoder that puts a query beside the name of its misconception."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from podium import (
+    config,
+    contracts,
+    losses,
+    metrics,
+    mining,
+    modeling,
+    optim,
+    prompts,
+    retrieval,
+    stage,
+    tables,
+    tokenization,
+    training,
+)
+from podium.batching.retrieval import RetrievalCollator
+from podium.distributed import gather_documents
+from podium.modeling import Embedder
+from podium.settings import Retriever, as_dict
+
+
+@config.app(Retriever, "llm_embedding", default="base")
+def main(cfg: Retriever) -> None:
+    """Config, tables, collator, model, optimizer, loss and micro-step, train, export."""
+    hard, distil = cfg.hard_negatives, cfg.distillation
+    inputs = {
+        "questions": cfg.data.questions_dir,
+        "backbone": cfg.model.backbone if Path(cfg.model.backbone).exists() else None,
+        "rationales": cfg.rationales,
+        "hard_negatives": hard.candidates if hard else None,
+        "teacher": distil.scores if distil else None,
+    }
+    with stage.run("train_llm_embedding", cfg, inputs) as run:
+        if run.finished:
+            return
+        data = tables.read_training_tables(**as_dict(cfg.data), full_fit=cfg.full_fit, rationales=cfg.rationales)
+        accelerator = stage.make_accelerator(cfg.device)
+        tokenizer = tokenization.load_tokenizer(cfg.model.backbone)
+        collate = RetrievalCollator(
+            data.train, tokenizer, cfg.prompt_style, cfg.max_length_tokens, cfg.loop.seed,
+            topic_dropout=cfg.topic_dropout, rationale_dropout=cfg.rationale_dropout,
+            hard_negatives=mining.read_hard_negatives(hard.candidates, data.train, hard.top) if hard else None,
+            hard_negatives_per_query=hard.per_query if hard else 0,
+            teacher=mining.read_teacher(distil.scores, data.train) if distil else None,
+        )  # fmt: skip
+        rationale = data.train.rationales[0][0] if data.train.rationales[0] else None
+        accelerator.print(f"one query:    {collate.query_text(0, topic=True, rationale=rationale)!r}")
+        accelerator.print(f"its document: {prompts.retrieval_document(data.train.names[data.train.label[0] or 0])!r}")
+
+        model = Embedder(modeling.prepare_for_training(**as_dict(cfg.model), task="embedding"), cfg.pooling)
+        optimizer = optim.make_optimizer(model, **as_dict(cfg.optimizer))
+        steps = training.total_steps(len(data.train), cfg.loop.batch_size, cfg.loop.epochs, cfg.loop.max_steps)
+
+        def loss(model: nn.Module, batch: dict[str, Any]) -> losses.Loss:
+            query_QD, document_MD = model(batch["query"], batch["document"])
+            document_MD, ids_M, offset = gather_documents(accelerator, document_MD, batch["document_ids"])
+            target_Q = batch["target"] + offset
+            mask_QM = ids_M[None, :] == batch["gold_ids"][:, None]
+            mask_QM[range(len(target_Q)), target_Q] = False
+            temperature = losses.temperature_at(batch["step"], steps, cfg.first_temperature, cfg.last_temperature)
+            return losses.info_nce(
+                query_QD, document_MD, target_Q, temperature, mask_QM, teacher_QM=batch.get("teacher"),
+                teacher_temperature=distil.temperature if distil else 1.0,
+                distillation_weight=distil.weight if distil else 0.0,
+            )  # fmt: skip
+
+        views = ["plain", "rationale"] if cfg.rationales else ["plain"]
+
+        def rank(model: nn.Module, rows: Any, top_k: int) -> Any:
+            return retrieval.rank(
+                model, rows, tokenizer, cfg.prompt_style, cfg.max_length_tokens, views=views, top_k=top_k,
+                max_tokens_per_batch=cfg.max_tokens_per_micro_batch,
+            )  # fmt: skip
+
+        def evaluate(model: nn.Module) -> dict[str, float]:
+            report = metrics.report(rank(model, data.validation, 64), data.validation.gold(), data.seen)
+            figures = {f"map@25/{part}": value for part, value in report["map@25"].items() if value is not None}
+            figures |= {f"recall@{k}": value for k, value in report["recall"].items()}
+            return {"map@25": report["map@25"]["all"], **figures}
+
+        micro_step = training.plain(loss, accelerator)
+        if hard and hard.refresh_every_steps:
+            micro_step = mining.refreshing(
+                micro_step, collate, lambda model: rank(model, data.train, hard.top), hard.refresh_every_steps,
+                run.folder / "hard_negatives",
+            )  # fmt: skip
+        progress = training.train(
+            accelerator=accelerator, model=model, optimizer=optimizer, count=len(data.train), collate=collate,
+            micro_step=micro_step, output_dir=run.folder, **as_dict(cfg.loop),
+            evaluate=evaluate, best_metric=cfg.best_metric, resume_command=stage.command_line(),
+            log=stage.make_tracker(cfg.use_wandb, run.script, cfg, run.folder),
+        )  # fmt: skip
+        if cfg.full_fit:
+            accelerator.print("full_fit=true: the validation fold was trained on, the figures above are in-sample")
+        meta = contracts.CheckpointMeta(
+            stage="embedding", kind="adapter" if cfg.model.lora else "full", base_model=cfg.model.backbone,
+            prompt_style=cfg.prompt_style, prompt_version=prompts.VERSION, max_length_tokens=cfg.max_length_tokens,
+            pooling=cfg.pooling, folds_trained=data.folds_trained, data_digest=data.data_digest,
+            best_metric={cfg.best_metric: progress.best_value or 0.0}, extra={"validation_in_sample": cfg.full_fit},
+        )  # fmt: skip
+        stage.export(
+            run, accelerator, model.backbone, tokenizer, meta, rows={"training rows": len(data.train)},
+            next_command=f"python code/mine_candidates.py checkpoint={cfg.output_dir}"
+            f" questions_dir={cfg.data.questions_dir} tables=[{cfg.data.questions_dir}/test.parquet]",
+        )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
