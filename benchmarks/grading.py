@@ -58,7 +58,14 @@ def read_items(folder: Path) -> list[Item]:
             solution, gold = json.loads(line)["answer"].rsplit("####", 1)
             items.append(Item(f"{name}:{number}", "number", re.sub(r"<<.*?>>", "", solution).strip(), gold.strip()))
     for row in json.loads((folder / "SVAMP.json").read_text()):
-        items.append(Item(f"SVAMP:{row['ID']}", "number", f"We compute {row['Equation']}.", f"{row['Answer']:g}" if abs(row["Answer"]) < 1e5 else str(row["Answer"])))
+        items.append(
+            Item(
+                f"SVAMP:{row['ID']}",
+                "number",
+                f"We compute {row['Equation']}.",
+                f"{row['Answer']:g}" if abs(row["Answer"]) < 1e5 else str(row["Answer"]),
+            )
+        )
     for number, line in enumerate((folder / "aqua_dev.jsonl").read_text().splitlines()):
         row = json.loads(line)
         options = tuple(re.sub(r"^\s*[A-E]\s*\)\s*", "", option) for option in row["options"])
@@ -94,7 +101,17 @@ def corrupted_numbers(gold: str, key: str) -> Iterator[tuple[str, str]]:
     yield "off by one", str(int(float(gold.replace(",", ""))) + 1)
 
 
-UNIT_CHANGES = {"$": "cents", "%": "kg", "km": "m", "kmph": "km", "cm": "mm", "m": "km", "kg": "g", "litres": "ml", "Rs": "dollars"}
+UNIT_CHANGES = {
+    "$": "cents",
+    "%": "kg",
+    "km": "m",
+    "kmph": "km",
+    "cm": "mm",
+    "m": "km",
+    "kg": "g",
+    "litres": "ml",
+    "Rs": "dollars",
+}
 
 
 def wrong_texts(item: Item) -> Iterator[tuple[str, str, str, tuple[str, ...]]]:
@@ -108,7 +125,12 @@ def wrong_texts(item: Item) -> Iterator[tuple[str, str, str, tuple[str, ...]]]:
         for unit, other in (("dollars", "cents"), ("minutes", "hours"), ("kg", "miles")):
             if item.gold.strip("-0.,"):
                 form = forms[int(draw.integers(len(forms)))]
-                yield "unit", form.format(solution=item.solution, answer=f"{item.gold} {other}"), f"{item.gold} {unit}", ()
+                yield (
+                    "unit",
+                    form.format(solution=item.solution, answer=f"{item.gold} {other}"),
+                    f"{item.gold} {unit}",
+                    (),
+                )
         return
     forms = list(CHOICE_FORMS.values())
     right = item.options["ABCDE".index(item.gold)]
@@ -139,7 +161,9 @@ def check(items: list[Item], equivalent: Equivalent | None) -> dict[str, object]
             for key in (expected, f"{expected}: {item.kind}: {name}"):
                 shares.setdefault(key, []).append(good)
             if not good:
-                misses.append(f"{item.id} | {expected} | {name} | gold {gold!r} {list(options) or ''} | {found} | {verdict} | …{text[-90:]!r}")
+                misses.append(
+                    f"{item.id} | {expected} | {name} | gold {gold!r} {list(options) or ''} | {found} | {verdict} | …{text[-90:]!r}"
+                )
     for miss in misses:
         print("MISS", miss)
     for key in sorted(shares):

@@ -41,6 +41,10 @@ def main(cfg: PrepareQuestions) -> None:
         if explained is not None:
             rows["rationales"] = len(explained)
             contracts.write_table(explained, run.folder / "rationales.parquet", contracts.RATIONALES)
+        if folder.test_key is not None and "Explanation" in folder.test_key:
+            key = folder.test_key
+            told = intake.explanations_table(key["QuestionId_Answer"], key["Explanation"], "test_key.csv")
+            contracts.write_table(told, run.folder / "test_rationales.parquet", contracts.RATIONALES)
         run.finish(rows, next_command=f"python code/make_tiny_backbone.py questions_dir={cfg.output_dir}")
 
 

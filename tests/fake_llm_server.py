@@ -28,7 +28,17 @@ from random import Random
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-UNSUPPORTED = {"minimum", "maximum", "minLength", "maxLength", "pattern", "minItems", "maxItems", "multipleOf", "format"}
+UNSUPPORTED = {
+    "minimum",
+    "maximum",
+    "minLength",
+    "maxLength",
+    "pattern",
+    "minItems",
+    "maxItems",
+    "multipleOf",
+    "format",
+}
 CACHE_MINIMUM_TOKENS = 1024
 NANO = 1_000_000_000
 
@@ -93,7 +103,12 @@ def fill(schema: dict, rng: Random):
         return {key: fill(value, rng) for key, value in schema["properties"].items()}
     if kind == "array":
         return [fill(schema["items"], rng)]
-    return {"string": f"text {rng.random():.6f}", "integer": rng.randint(0, 10), "number": rng.random(), "boolean": True}[kind]
+    return {
+        "string": f"text {rng.random():.6f}",
+        "integer": rng.randint(0, 10),
+        "number": rng.random(),
+        "boolean": True,
+    }[kind]
 
 
 def bad_schema(node) -> str | None:
@@ -373,7 +388,9 @@ class Handler(BaseHTTPRequestHandler):
         elif path == "/v1/chat/completions":
             self.realtime(world, "chat", data)
         elif path == "/v1/messages/batches" and self.command == "POST":
-            self.create_batch(world, "messages", [(r["custom_id"], r["params"]) for r in json.loads(data)["requests"]], {})
+            self.create_batch(
+                world, "messages", [(r["custom_id"], r["params"]) for r in json.loads(data)["requests"]], {}
+            )
         elif path == "/v1/files" and self.command == "POST":
             self.upload(world, data)
         elif path == "/v1/batches" and self.command == "POST":
@@ -454,16 +471,28 @@ class Handler(BaseHTTPRequestHandler):
     def create_batch(self, world: World, api: str, lines: list, wanted: dict) -> None:
         with world.lock:
             fault = world.draw(
-                "batch_create_429", "batch_create_500_unmade", "batch_create_500_made", "batch_create_reset_made", "batch_create_late"
+                "batch_create_429",
+                "batch_create_500_unmade",
+                "batch_create_500_made",
+                "batch_create_reset_made",
+                "batch_create_late",
             )
         if fault in ("batch_create_429", "batch_create_500_unmade"):
-            self.reply(429 if "429" in fault else 500, error_body(api, "error", f"seeded fault {fault}"), {"retry-after": "0.01"})
+            self.reply(
+                429 if "429" in fault else 500,
+                error_body(api, "error", f"seeded fault {fault}"),
+                {"retry-after": "0.01"},
+            )
             return
         ids = [custom_id for custom_id, _ in lines]
         if len(set(ids)) != len(ids) or not all(re.fullmatch(r"[a-zA-Z0-9_-]{1,64}", name) for name in ids):
-            self.reply(400, error_body(api, "invalid_request_error", "custom_id must be unique, 1 to 64 of [a-zA-Z0-9_-]"))
+            self.reply(
+                400, error_body(api, "invalid_request_error", "custom_id must be unique, 1 to 64 of [a-zA-Z0-9_-]")
+            )
             return
-        if fault == "batch_create_late":  # the request lingers in a gateway: listed only some time after the client died
+        if (
+            fault == "batch_create_late"
+        ):  # the request lingers in a gateway: listed only some time after the client died
             time.sleep(world.rates.get("late_seconds", 0.15))
         with world.lock:
             name = f"batch-{len(world.batches):04d}"
@@ -471,7 +500,7 @@ class Handler(BaseHTTPRequestHandler):
             batch = {"id": name, "api": api, "created": now, "ends": now + world.batch_seconds, "count": len(lines)}
             batch |= {"metadata": wanted.get("metadata") or {}, "input": wanted.get("input_file_id"), "requests": lines}
             batch |= {"lines": None, "refused": None, "endpoint": wanted.get("endpoint")}
-            if world.draw("batch_refused"):
+            if api != "messages" and world.draw("batch_refused"):
                 batch["refused"] = "token_limit_exceeded"
             world.batches[name] = batch
         if fault == "batch_create_500_made":
@@ -560,7 +589,9 @@ class Handler(BaseHTTPRequestHandler):
             names = names[names.index(after[1]) + 1 :]
         page = [self.describe(world, world.batches[name]) for name in names[:limit]]
         first, last = (page[0]["id"], page[-1]["id"]) if page else (None, None)
-        self.reply(200, {"object": "list", "data": page, "has_more": len(names) > limit, "first_id": first, "last_id": last})
+        self.reply(
+            200, {"object": "list", "data": page, "has_more": len(names) > limit, "first_id": first, "last_id": last}
+        )
 
     def results(self, world: World, lines: list[str]) -> None:
         with world.lock:

@@ -15,7 +15,14 @@ from podium.synthetic.settings import Endpoint, Pace
 from podium.synthetic.work import Request, strict_schema
 
 KEY = "sk-canary-7f3a9c51e2d84b60a7c9"
-PRICE = {"input": 2.0, "output": 10.0, "cache_read": 0.2, "cache_write_5m": 2.5, "cache_write_1h": 4.0, "batch_factor": 0.5}
+PRICE = {
+    "input": 2.0,
+    "output": 10.0,
+    "cache_read": 0.2,
+    "cache_write_5m": 2.5,
+    "cache_write_1h": 4.0,
+    "batch_factor": 0.5,
+}
 
 
 class Answer(BaseModel):
@@ -39,8 +46,11 @@ def call(server, world, what, value=None):
 
 
 def prices_file(folder):
+    if (folder / "prices.yaml").exists():
+        return folder / "prices.yaml"
     rows = [
-        {"provider": p, "model": "m-1", **PRICE, "source": "test", "date": "2026-11-20"} for p in ("anthropic", "openai")
+        {"provider": p, "model": "m-1", **PRICE, "source": "test", "date": "2026-11-20"}
+        for p in ("anthropic", "openai")
     ]
     (folder / "prices.yaml").write_text(json.dumps(rows))
     return folder / "prices.yaml"
@@ -48,7 +58,9 @@ def prices_file(folder):
 
 def endpoint(server, world, provider="anthropic", api="messages", **more):
     base = f"{server}/n/{world}" + ("" if provider == "anthropic" else "/v1")
-    values = dict(provider=provider, model="m-1", api=api, api_key_env="PODIUM_TEST_KEY", base_url=base, timeout_seconds=0.4)
+    values = dict(
+        provider=provider, model="m-1", api=api, api_key_env="PODIUM_TEST_KEY", base_url=base, timeout_seconds=0.4
+    )
     return Endpoint(**{**values, "max_tokens": 200, "max_tokens_limit": 800, **more})
 
 
@@ -59,7 +71,16 @@ def pace(**more):
 
 def requests(point, count=6):
     return {
-        f"item-{n}": Request(point.provider, "m-1", "1", "You answer.", "", f"Question {n}", strict_schema(Answer), parameters(point, "k"))
+        f"item-{n}": Request(
+            point.provider,
+            "m-1",
+            "1",
+            "You answer.",
+            "",
+            f"Question {n}",
+            strict_schema(Answer),
+            parameters(point, "k"),
+        )
         for n in range(count)
     }
 

@@ -143,6 +143,11 @@ def config_names(stage: str) -> list[str]:
     return sorted(path.stem for path in (CONF / stage).glob("*.yaml"))
 
 
+def _forced(overrides: list[str]) -> list[str]:
+    """Overrides in Hydra's add-or-replace form: keys are checked by us, and mappings may get entries of the user's."""
+    return [one if one.startswith(("+", "hydra.", "hydra/")) else f"++{one}" for one in overrides]
+
+
 def _compose(stage: str, config_name: str, overrides: list[str]) -> dict[str, Any]:
     """Hydra's composition of one YAML and overrides as plain values, errors turned into ours."""
     if config_name not in config_names(stage):
@@ -150,11 +155,25 @@ def _compose(stage: str, config_name: str, overrides: list[str]) -> dict[str, An
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(CONF / stage), version_base="1.3"):
-            composed = compose(config_name, overrides)
+            composed = compose(config_name, _forced(overrides))
         return typing.cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True, throw_on_missing=False))
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         text = re.sub(r"\s+", " ", str(error)).strip()
         raise ArgumentError(f"conf/{stage}/{config_name}.yaml with {overrides or 'no overrides'}: {text}") from None
+
+
+def _refuse_missing(values: dict[str, Any], where: str) -> None:
+    """Raise ArgumentError naming every required key, at any depth, that has no value yet."""
+
+    def missing(block: dict[str, Any], prefix: str) -> Iterator[str]:
+        for key, value in block.items():
+            if value == "???":
+                yield prefix + key
+            elif isinstance(value, dict):
+                yield from missing(value, f"{prefix}{key}.")
+
+    if keys := list(missing(values, "")):
+        raise ArgumentError(f"{where} needs {' and '.join(f'{key}=…' for key in keys)}")
 
 
 def load(
@@ -168,9 +187,7 @@ def load(
     """
     check_overrides(settings, overrides or [])
     values = _compose(stage, config_name, overrides or [])
-    missing = [key for key, value in values.items() if value == "???"]
-    if missing:
-        raise ArgumentError(f"conf/{stage}/{config_name}.yaml needs {' and '.join(f'{key}=…' for key in missing)}")
+    _refuse_missing(values, f"conf/{stage}/{config_name}.yaml")
     return build(settings, values, f"conf/{stage}/{config_name}.yaml")
 
 
@@ -188,10 +205,14 @@ def load_file(settings: type[Settings], path: str | Path, overrides: list[str] |
     check_overrides(settings, overrides or [])
     try:
         tree = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(overrides or []))
-    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        values = OmegaConf.to_container(tree, resolve=True)
+    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
         text = re.sub(r"\s+", " ", str(error))
         raise DataError(f"{path}: {text}") from None
-    return build(settings, typing.cast(dict[str, Any], OmegaConf.to_container(tree, resolve=True)), str(path))
+    if not isinstance(values, dict):
+        raise DataError(f"{path}: holds a {type(values).__name__}; a config is `key: value` lines")
+    _refuse_missing(typing.cast(dict[str, Any], values), str(path))
+    return build(settings, typing.cast(dict[str, Any], values), str(path))
 
 
 def to_dict(settings: Any) -> dict[str, Any]:
@@ -265,7 +286,8 @@ def app(
                 config_name = default if config_name is None else config_name
                 is_sweep = any(argument in ("-m", "--multirun") for argument in sys.argv[1:])
                 shows_only = any(
-                    argument in ("--cfg", "-c", "--help", "-h", "--info", "-i") for argument in sys.argv[1:]
+                    argument.split("=", 1)[0] in ("--cfg", "-c", "--help", "-h", "--info", "-i")
+                    for argument in sys.argv[1:]
                 )
                 if is_sweep or shows_only:
                     check_overrides(settings, overrides)
@@ -273,11 +295,12 @@ def app(
                 else:
                     load(settings, stage, config_name, overrides)
                 GlobalHydra.instance().clear()
-                sys.argv = [*sys.argv, *QUIET_HYDRA]
+                sys.argv = [_forced([one])[0] if one in overrides else one for one in sys.argv] + QUIET_HYDRA
 
                 def task(tree: Any) -> None:
                     with exit_codes():
                         values = typing.cast(dict[str, Any], OmegaConf.to_container(tree, resolve=True))
+                        _refuse_missing(values, f"conf/{stage}/{config_name}.yaml")
                         function(build(settings, values, f"conf/{stage}/{config_name}.yaml"))
 
                 hydra_main(version_base="1.3", config_path=str(CONF / stage), config_name=config_name)(task)()

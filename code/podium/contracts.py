@@ -25,6 +25,10 @@ from podium.errors import DataError, MissingFileError, PodiumError, sample
 
 MANIFEST = "manifest.json"
 META = "meta.json"
+BOOKKEEPING = (MANIFEST, "run.json", "config.yaml", "metrics.jsonl", "seconds.json")
+"""Files that tell how a run went and change nothing for its readers: no manifest lists them."""
+HASHED_BYTES = 64 * 2**20
+"""In a folder without manifest, files up to this size count by content and larger ones (weights) by size alone."""
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------
@@ -47,6 +51,8 @@ class Table:
     name: str
     key: tuple[str, ...]
     columns: tuple[Column, ...]
+    unique: tuple[str, ...] = ()
+    """Columns that identify a row as well as the key does."""
 
     @property
     def schema(self) -> pa.Schema:
@@ -91,6 +97,7 @@ CANDIDATES = Table(
         Column("score", pa.float64(), "score of the stage that ranked; not comparable between stages"),
         Column("source", pa.string(), "stage or view that ranked"),
     ),
+    unique=("query_id", "misconception_id"),
 )
 RATIONALES = Table(
     "rationales",
@@ -117,6 +124,11 @@ SCORES = Table(
 TABLES = (QUESTIONS, MISCONCEPTIONS, CANDIDATES, RATIONALES, SCORES)
 
 
+def _keys(rows: pd.DataFrame, names: tuple[str, ...]) -> str:
+    """A sample of rows' keys for an error message; a key column may be empty there."""
+    return sample("|".join(str(value) for value in row) for row in rows[list(names)].itertuples(index=False))
+
+
 def validate(frame: pd.DataFrame, table: Table, where: str) -> None:
     """Check columns, nulls and the key of a frame against its contract.
 
@@ -130,12 +142,19 @@ def validate(frame: pd.DataFrame, table: Table, where: str) -> None:
         raise DataError(f"{where}: a {table.name} table has no column {sample(extra)}; remove it")
     for column in table.columns:
         if not column.nullable and frame[column.name].isna().any():
-            at = frame.loc[frame[column.name].isna(), list(table.key)].astype(str).agg("|".join, axis=1)
-            raise DataError(f"{where}: column {column.name} is empty at {sample(at)}; every row needs a value")
-    doubled = frame.duplicated(list(table.key))
-    if doubled.any():
-        keys = frame.loc[doubled, list(table.key)].astype(str).agg("|".join, axis=1)
-        raise DataError(f"{where}: key {'|'.join(table.key)} is not unique: {sample(keys)}; keep one row of each")
+            at = _keys(frame[frame[column.name].isna()], table.key)
+            raise DataError(f"{where}: column {column.name} is empty at {at}; every row needs a value")
+    for names in filter(None, (table.key, table.unique)):
+        if (doubled := frame.duplicated(list(names))).any():
+            keys = _keys(frame[doubled], names)
+            raise DataError(f"{where}: key {'|'.join(names)} is not unique: {keys}; keep one row of each")
+    if "rank" in table.key:
+        expected = frame.groupby("query_id")["rank"].rank(method="first")
+        if (gap := frame["rank"] != expected).any():
+            raise DataError(
+                f"{where}: column rank does not count 1, 2, 3, … within each query, e.g. at"
+                f" {_keys(frame[gap], table.key)}; rank every list again"
+            )
 
 
 def write_table(frame: pd.DataFrame, path: str | Path, table: Table) -> Path:
@@ -147,8 +166,8 @@ def write_table(frame: pd.DataFrame, path: str | Path, table: Table) -> Path:
     validate(frame, table, str(path))
     try:
         arrow = pa.Table.from_pandas(frame[[c.name for c in table.columns]], table.schema, preserve_index=False)
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise DataError(f"{path}: {error}") from None
+    except (pa.ArrowException, TypeError, ValueError) as error:
+        raise DataError(f"{path}: values do not fit a {table.name} table ({error}); correct them") from None
     with atomic_file(path) as handle:
         pq.write_table(arrow, handle)
     return Path(path)
@@ -269,11 +288,15 @@ def output_folder(folder: str | Path) -> Iterator[Path]:
     """Create a stage's folder and hold its lock, so that a second run on it is refused.
 
     Raises:
-        PodiumError: somebody else holds the lock; the message says who.
+        PodiumError: it cannot be written, or somebody else holds the lock; the message says who.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "a+") as handle:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / ".lock", "a+")
+    except OSError as error:
+        raise PodiumError(f"{folder}: cannot be used as an output folder ({error}); choose another one") from None
+    with lock as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -294,17 +317,33 @@ def input_digest(path: str | Path) -> str:
     """What a consumer records of an input: its manifest's digest for a stage folder, else the file's own.
 
     Only `files` and `rows` of a manifest count, so that a rerun that wrote the same bytes changes nothing downstream.
-    A folder without manifest (a Hub backbone on disk, somebody's data folder) counts by names and sizes.
+    A folder without manifest (a Hub backbone on disk, somebody's data folder) counts by its files, see HASHED_BYTES.
     """
     path = Path(path)
     if path.is_file():
         return sha256(path)
     if (path / MANIFEST).is_file():
-        manifest = read_json(path / MANIFEST, "manifest")
+        manifest = read_manifest(path)
         content = {key: manifest.get(key) for key in ("files", "rows")}
     else:
-        content = {str(p.relative_to(path)): p.stat().st_size for p in sorted(path.rglob("*")) if p.is_file()}
+        files = [p for p in sorted(path.rglob("*")) if p.is_file() and not p.name.startswith(".")]
+        content = {
+            str(p.relative_to(path)): sha256(p) if p.stat().st_size <= HASHED_BYTES else p.stat().st_size for p in files
+        }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def read_manifest(folder: str | Path) -> dict[str, Any]:
+    """A folder's manifest.
+
+    Raises:
+        MissingFileError: there is none.
+        DataError: it is not what `write_manifest` writes.
+    """
+    manifest = read_json(Path(folder) / MANIFEST, "manifest")
+    if not isinstance(manifest, dict) or any(key not in manifest for key in ("config", "inputs", "files")):
+        raise DataError(f"{folder}/{MANIFEST}: not a manifest of this project; delete the folder and produce it again")
+    return manifest
 
 
 def write_manifest(
@@ -331,7 +370,7 @@ def write_manifest(
         str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": sha256(path)}
         for path in sorted(folder.rglob("*"))
         if path.is_file()
-        and path.name not in (MANIFEST, "metrics.jsonl")
+        and path.name not in BOOKKEEPING
         and not path.name.startswith(".")
         and path.relative_to(folder).parts[0] not in ("state", "wandb")
     }
@@ -352,7 +391,7 @@ def is_current(folder: str | Path, config_digest: str) -> bool:
     folder = Path(folder)
     if not (folder / MANIFEST).is_file():
         return False
-    manifest = read_json(folder / MANIFEST, "manifest")
+    manifest = read_manifest(folder)
     if manifest["config"] != config_digest:
         return False
     for entry in manifest["inputs"].values():
@@ -404,6 +443,8 @@ def read_meta(folder: str | Path, stage: str | tuple[str, ...] | None = None) ->
     """
     values = read_json(Path(folder) / META, "a checkpoint's meta.json (does this folder come from a training script?)")
     names = {f.name for f in dataclasses.fields(CheckpointMeta)}
+    if not isinstance(values, dict) or not {"stage", "kind", "base_model"} <= set(values):
+        raise DataError(f"{folder}/{META}: needs at least stage, kind and base_model; export the checkpoint again")
     if unknown := set(values) - names:
         raise DataError(f"{folder}/{META}: unknown keys {sample(sorted(unknown))}; written by a newer version?")
     meta = CheckpointMeta(**values)

@@ -224,7 +224,7 @@ def read_folds(path: Path, questions: pd.Series) -> tuple[pd.DataFrame, list[str
 
 
 def read_test_key(path: Path, test: pd.DataFrame, catalogue: set[int]) -> pd.DataFrame:
-    """Read test_key.csv (QuestionId_Answer, MisconceptionId) and check both columns against test and catalogue.
+    """Read test_key.csv (QuestionId_Answer, MisconceptionId, optional Explanation), checked against test and catalogue.
 
     Raises:
         DataError: malformed or unknown keys, duplicates, unknown misconceptions.
@@ -286,12 +286,17 @@ def read_explanations(folder: str | Path, known: set[str]) -> pd.DataFrame | Non
         raise DataError(f"{path}: query_id {sample(frame.loc[unknown, 'query_id'])} is no wrong option of train.csv")
     if (empty := frame["Explanation"].str.strip() == "").any():
         raise DataError(f"{path}: Explanation is empty for query_id {sample(frame.loc[empty, 'query_id'])}")
+    return explanations_table(frame["query_id"], frame["Explanation"], path.name)
+
+
+def explanations_table(query_ids: pd.Series, texts: pd.Series, source: str) -> pd.DataFrame:
+    """Gold explanations as a `contracts.RATIONALES` frame."""
     return pd.DataFrame(
         {
-            "query_id": frame["query_id"],
-            "model": path.name,
+            "query_id": query_ids,
+            "model": source,
             "sample": 0,
-            "text": frame["Explanation"].str.strip(),
+            "text": texts.str.strip(),
             "finish_reason": "stop",
             "n_tokens": 0,
         }

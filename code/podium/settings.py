@@ -11,7 +11,7 @@ from pydantic.dataclasses import dataclass
 
 from podium.prompts import Style
 
-STRICT = ConfigDict(extra="forbid", strict=True)
+STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[int, Field(ge=0)]
@@ -27,7 +27,7 @@ class Lora:
     rank: Positive
     alpha: Annotated[float, Field(gt=0)]
     dropout: Annotated[float, Field(ge=0, lt=1)]
-    target_modules: list[str]
+    target_modules: Annotated[list[str], Field(min_length=1)]
     modules_to_save: list[str] | None = None
 
 
@@ -57,7 +57,7 @@ class Optimizer:
     lr_lora_b: Rate | None
     lr_embeddings: Rate | None
     weight_decay: Rate
-    betas: Annotated[list[float], Field(min_length=2, max_length=2)]
+    betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)]
     eps: Rate
 
 
@@ -87,7 +87,7 @@ class Data:
     """Question table and which of its folds are trained on."""
 
     questions_dir: str
-    train_folds: list[NotNegative]
+    train_folds: Annotated[list[NotNegative], Field(min_length=1)]
     validation_fold: NotNegative
     validation_rows: Positive | None
     """Rows of the validation fold used while training (an even sample); null takes all."""
@@ -126,8 +126,10 @@ class TinyBackbone:
     seed: int
 
     def __post_init__(self) -> None:
-        if self.hidden_size % self.heads:
-            raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of heads {self.heads}")
+        if self.hidden_size % (2 * self.heads):
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is not a multiple of 2 × heads {self.heads}: heads rotate in pairs"
+            )
 
 
 @dataclass(config=STRICT, kw_only=True)
@@ -148,6 +150,13 @@ class Reasoner:
     with_name: bool
     sample_generations: NotNegative
     max_new_tokens: Positive
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens >= self.max_length_tokens:
+            raise ValueError(
+                f"max_new_tokens {self.max_new_tokens} leaves no room for a prompt in max_length_tokens"
+                f" {self.max_length_tokens}"
+            )
 
 
 @dataclass(config=STRICT, kw_only=True)
@@ -217,6 +226,13 @@ class Retriever:
     distillation: Distillation | None
     best_metric: Literal["map@25", "recall@25", "recall@32"]
 
+    def __post_init__(self) -> None:
+        if self.hard_negatives and self.hard_negatives.refresh_every_steps and self.loop.num_workers:
+            raise ValueError(
+                f"hard_negatives.refresh_every_steps needs loop.num_workers=0, not {self.loop.num_workers}: workers"
+                " would go on drawing from the old negatives"
+            )
+
 
 @dataclass(config=STRICT, kw_only=True)
 class MineCandidates:
@@ -234,6 +250,8 @@ class MineCandidates:
     allow_in_sample: bool
 
     def __post_init__(self) -> None:
+        if len(set(self.views)) < len(self.views):
+            raise ValueError(f"views {self.views}: name each view once")
         if "rationale" in self.views and self.rationales is None:
             raise ValueError("view `rationale` needs rationales=<folder written by generate_llm_reasoner.py>")
 
@@ -241,3 +259,50 @@ class MineCandidates:
 def as_dict(block: Any) -> dict[str, Any]:
     """A settings block as keyword arguments."""
     return dataclasses.asdict(block)
+
+
+@dataclass(config=STRICT, kw_only=True)
+class Baselines:
+    """code/baselines.py."""
+
+    questions_dir: str
+    output_dir: str
+    top_k: Positive
+    seed: int
+
+
+@dataclass(config=STRICT, kw_only=True)
+class Report:
+    """code/report.py. `stages` maps the name of a row to the folder of its candidates; `losses` a name to a run folder."""
+
+    questions_dir: str
+    output_dir: str
+    stages: dict[str, str]
+    losses: dict[str, str]
+    rationales: str | None
+    blend: str | None
+    train_folds: list[NotNegative]
+
+
+@dataclass(config=STRICT, kw_only=True)
+class Step:
+    """One step of a chain: a script of code/, one of its configs, and overrides by dotted key."""
+
+    name: str
+    script: str
+    config: str
+    overrides: dict[str, Any]
+
+
+@dataclass(config=STRICT, kw_only=True)
+class Demo:
+    """code/demo.py."""
+
+    output_dir: str
+    data_dir: str
+    questions: Positive
+    test_questions: Positive
+    data_seed: int
+    seed: int
+    fresh: bool
+    steps: Annotated[list[Step], Field(min_length=1)]

@@ -61,6 +61,29 @@ def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> 
     return lines
 
 
+def _record(script: str, settings: Any, inputs: dict[str, str | Path]) -> dict[str, Any]:
+    """What run.json holds: script, settings, digests of the inputs."""
+    record = {
+        "script": script,
+        "settings": {k: v for k, v in config.to_dict(settings).items() if k not in UNTRACKED},
+        "inputs": {name: {"path": str(path), "digest": contracts.input_digest(path)} for name, path in inputs.items()},
+    }
+    return json.loads(json.dumps(record))
+
+
+def can_continue(script: str, settings: Any, folder: Path) -> bool:
+    """True if the folder is unused, or holds an unfinished run of the same settings on unchanged inputs."""
+    if not (folder / RUN).is_file():
+        return True
+    old = contracts.read_json(folder / RUN, "run record")
+    if (folder / contracts.MANIFEST).is_file() or old["settings"] != _record(script, settings, {})["settings"]:
+        return False
+    return all(
+        Path(entry["path"]).exists() and contracts.input_digest(entry["path"]) == entry["digest"]
+        for entry in old["inputs"].values()
+    )
+
+
 @contextlib.contextmanager
 def run(script: str, settings: Any, inputs: dict[str, str | Path | None]) -> Iterator[Run]:
     """Claim `settings.output_dir` for a run of `script`.
@@ -82,12 +105,7 @@ def run(script: str, settings: Any, inputs: dict[str, str | Path | None]) -> Ite
     for name, path in given.items():
         if not Path(path).exists():
             contracts.require_file(path, f"input `{name}`")
-    now = {
-        "script": script,
-        "settings": {k: v for k, v in config.to_dict(settings).items() if k not in UNTRACKED},
-        "inputs": {name: contracts.input_digest(path) for name, path in given.items()},
-    }
-    now = json.loads(json.dumps(now))
+    now = _record(script, settings, given)
     folder = Path(settings.output_dir)
     # only one process of a distributed run claims the folder; the others follow it
     claim = contracts.output_folder(folder) if config.is_main_process() else contextlib.nullcontext()
@@ -112,7 +130,7 @@ def run(script: str, settings: Any, inputs: dict[str, str | Path | None]) -> Ite
 
 def command_line() -> str:
     """The command that started this process, for the line that says how to resume."""
-    return " ".join(["python", *sys.argv[:1], *[a for a in sys.argv[1:] if a not in config.QUIET_HYDRA]])
+    return " ".join(["python", *sys.argv[:1], *[a.removeprefix("++") for a in sys.argv[1:] if a not in config.QUIET_HYDRA]])
 
 
 def make_accelerator(device: str) -> Any:

@@ -72,7 +72,9 @@ class Comparer:
             hello = None
         if hello is None:
             _end(process)
-            raise PrerequisiteError("the formula comparison did not start; install it with pip install math-verify==0.9.0")
+            raise PrerequisiteError(
+                "the formula comparison did not start; install it with pip install math-verify==0.9.0"
+            )
         self.contained = hello["seccomp"]
         return process
 

@@ -1,6 +1,6 @@
-"""Finding the answer in what a model wrote.
+r"""Finding the answer in what a model wrote.
 
-Order: the last \\boxed{}, the last sentence that announces an answer, then the last number, formula or option letter.
+Order: the last \boxed{}, the last sentence that announces an answer, then the last number, formula or option letter.
 An announcement wins over whatever follows it, since models append explanations and remarks; the last one wins, since
 they correct themselves. Every pattern is linear in the text.
 """
@@ -8,7 +8,7 @@ they correct themselves. Every pattern is linear in the text.
 import re
 from typing import NamedTuple
 
-from podium.maths.quantities import known_unit, tidy
+from podium.maths.quantities import GROUPED, known_unit, tidy
 
 MAX_TEXT = 100_000
 
@@ -22,7 +22,7 @@ class Extraction(NamedTuple):
 
 _ADVERBS = r"(?:\s+(?:therefore|thus|then|hence|clearly|simply|here|finally|now|also|probably))*"
 _ANNOUNCED = re.compile(
-    rf"""(?:\banswer\b|\b(?:the|final|possible)\s+answers(?=\s+(?:to\b|are\b|is\b)|[ *_]*:)
+    rf"""(?:(?<![/\w-])answer\b|\b(?:the|final|possible)\s+answers(?=\s+(?:to\b|are\b|is\b)|[ *_]*:)
        |\b(?:correct|right|best)\s+(?:option|choice)\b)["')*_]*
     (?:\s+(?:to|of|for|in|that|we|choice|option)\b[^.\n:=]{{0,90}}?)??{_ADVERBS}
     (?:\s*["'*_]*\s*(?:
@@ -39,7 +39,7 @@ _REVERSED = re.compile(
 _SENTENCE_END = re.compile(r"[.!?](?=\s+[A-Z\"'(\[*$\\]|\s*$)|\n|;\s")
 _UNIT = r"(?:\s?[%°¢]|\s?\\%|[ -]?(?:square |cubic |sq\.? |cu\.? )?[A-Za-z]+(?:/[A-Za-z]+|\^[23]|[²³]| per [a-z]+)?)"
 _CURRENCY = r"(?:\\?\$|€|£|₹|Rs\.?\s?)"
-_DIGITS = r"(?:\d{1,3}(?:,\d{2,3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
+_DIGITS = rf"(?:{GROUPED}|\d+)(?:\.\d+)?|\.\d+"
 _FRACTION = r"\\[dt]?frac\s*(?:\{-?[\d.,]+\}\s*\{-?[\d.,]+\}|\d\s*\d)"
 _POWER = r"(?:\s*(?:\*|×|\\times|\\cdot)\s*10\s*(?:\^|\*\*)\s*\{?\(?[-+]?\d+\)?\}?|[eE][-+]?\d+)"
 _NUMBER = re.compile(
@@ -48,12 +48,14 @@ _NUMBER = re.compile(
     (?:\s(?:thousand|million|billion|trillion)\b)?(?P<unit>{_UNIT})?""",
     re.VERBOSE,
 )
-_COPULA = re.compile(r"(?:\b(?:is|are|was|equals|equal to|be|of|than|to|have|has|had|gives|needs?)\b|[:=≈])[\s*_$\\(]*", re.IGNORECASE)
+_COPULA = re.compile(
+    r"(?:\b(?:is|are|was|equals|equal to|be|of|than|to|have|has|had|gives|needs?)\b|[:=≈])[\s*_$\\(]*", re.IGNORECASE
+)
 _MATH = re.compile(r"\$\$(.+?)\$\$|(?<!\\)\$([^$\n]+?)(?<!\\)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
 
 
 def last_boxed(text: str) -> str | None:
-    """The content of the last complete \\boxed{…} or \\fbox{…}, braces balanced."""
+    r"""The content of the last complete \boxed{…} or \fbox{…}, braces balanced."""
     end = len(text)
     while (start := max(text.rfind("\\boxed{", 0, end), text.rfind("\\fbox{", 0, end))) >= 0:
         opening = text.index("{", start)
@@ -78,12 +80,19 @@ def _sentence(text: str, start: int) -> str:
     return rest[: end.start()] if end else rest
 
 
+_CLOSING = re.compile(r"[^$\n]{0,20}\$(?!\s?\d)")
+
+
 def _written(number: re.Match[str]) -> str:
     """A matched number with its unit, or without the word behind it that is no unit."""
     unit = number["unit"]
-    if unit is None or known_unit(unit.lstrip(" -").replace("\\", "")) is not None:
-        return number.group().strip()
-    return number.group()[: -len(unit)].strip()
+    text = number.group()
+    if unit is not None and known_unit(unit.lstrip(" -").replace("\\", "")) is None:
+        text = text[: -len(unit)]
+    text = text.strip()
+    if text.startswith("$") and _CLOSING.match(number.string, number.end()):
+        text = text[1:].strip()  # it opens a formula and is no currency
+    return text
 
 
 def _number_in(sentence: str) -> str | None:
@@ -120,9 +129,13 @@ def _letter_in(sentence: str, letters: str) -> str | None:
         return bare.upper()
     if found := list(re.finditer(rf"\(([{letters}{letters.lower()}])\)", sentence)):
         return found[-1].group(1).upper()
-    if found := list(re.finditer(rf"\b(?:option|choice|answer|letter)s?\s+['\"*]*([{letters}])\b", sentence, re.IGNORECASE)):
+    if found := list(
+        re.finditer(rf"\b(?:option|choice|answer|letter)s?\s+['\"*]*([{letters}])\b", sentence, re.IGNORECASE)
+    ):
         return found[-1].group(1).upper()
-    if at_start := re.match(rf"[\s*_$\\({{\"']*(?:text\{{)?([{letters}])(?=[).:,*_}}\"'$]|\s*$|\s+(?:is|because|since|as|[-–—=]))", sentence):
+    if at_start := re.match(
+        rf"[\s*_$\\({{\"']*(?:text\{{)?([{letters}])(?=[).:,*_}}\"'$]|\s*$|\s+(?:is|because|since|as|[-–—=]))", sentence
+    ):
         if not sentence[at_start.end() :].startswith("'s"):
             return at_start.group(1)
     # a capital that is no article: "the correct one is D"
@@ -132,8 +145,13 @@ def _letter_in(sentence: str, letters: str) -> str | None:
 
 def _announcements(text: str) -> list[tuple[int, str]]:
     """Sentences that announce an answer, with their places: what follows the words, or, reversed, what precedes them."""
-    found = [(match.end(), _sentence(text, match.end())) for match in _ANNOUNCED.finditer(text)]
-    for match in _REVERSED.finditer(text):
+    lowered = text.lower()
+    places = [place for word in ("answer", "####", "option", "choice") if (place := lowered.find(word)) >= 0]
+    if not places:
+        return []
+    start = max(0, min(places) - 40)  # the patterns are dear, so they begin at the first word they can match
+    found = [(match.end(), _sentence(text, match.end())) for match in _ANNOUNCED.finditer(text, start)]
+    for match in _REVERSED.finditer(text, start):
         following = _sentence(text, match.end()).strip()
         if not following or not any(character.isdigit() for character in following):
             before = text[max(0, match.start() - 300) : match.start()]
@@ -157,7 +175,7 @@ def extract(text: str, kind: str, letters: str = "ABCDE") -> Extraction:
         if kind == "choice":
             letter = _letter_in(inner, letters)
             return Extraction(letter or tidy(inner), "boxed")
-        return Extraction(inner, "boxed")
+        return Extraction(inner.rsplit("=", 1)[-1].strip() if kind == "number" else inner, "boxed")
     reader = {"number": _number_in, "formula": _formula_in}.get(kind)
     for _, sentence in reversed(_announcements(text)):
         if not sentence.strip():
@@ -176,8 +194,15 @@ def extract(text: str, kind: str, letters: str = "ABCDE") -> Extraction:
             last = next(group for group in formulas[-1].groups() if group is not None)
             if not _NUMBER.search(text[-2000:][formulas[-1].end() :]):
                 return Extraction(last.strip(), "last formula")
-    numbers = list(_NUMBER.finditer(text[-2000:]))
-    return Extraction(_written(numbers[-1]), "last number") if numbers else Extraction(None, "none")
+    return _last_number(text)
+
+
+def _last_number(text: str) -> Extraction:
+    for window in (200, 2000):  # the last number is near the end of nearly every text
+        numbers = list(_NUMBER.finditer(text, max(0, len(text) - window)))
+        if numbers:
+            return Extraction(_written(numbers[-1]), "last number")
+    return Extraction(None, "none")
 
 
 def _content(sentence: str) -> str | None:
@@ -193,8 +218,7 @@ def _unannounced_choice(text: str, letters: str) -> Extraction:
     letter = _letter_in(lines[-1], letters)
     if letter:
         return Extraction(letter, "last letter")
-    numbers = list(_NUMBER.finditer(text[-2000:]))
-    return Extraction(_written(numbers[-1]), "last number") if numbers else Extraction(None, "none")
+    return _last_number(text)
 
 
 def extract_program_output(output: str, kind: str, letters: str = "ABCDE") -> Extraction:

@@ -69,10 +69,19 @@ def _close(gold: Quantity, answer: Quantity, scale: Fraction, tolerance: Toleran
         return ""  # 1168.334 is not 1168.333, however near
     if difference <= float_noise(gold.value):
         return "equal up to floating-point noise"
-    if gold.decimals is None and gold.value.denominator != 1 and difference <= abs(gold.value) * Fraction(tolerance.relative):
+    if (
+        gold.decimals is None
+        and gold.value.denominator != 1
+        and difference <= abs(gold.value) * Fraction(tolerance.relative)
+    ):
         return f"within {tolerance.relative:g} of a fraction"
     minimum = tolerance.rounding_decimals
-    if gold.decimals and minimum is not None and gold.decimals >= minimum and gold.value in _round(value, gold.decimals):
+    if (
+        gold.decimals
+        and minimum is not None
+        and gold.decimals >= minimum
+        and gold.value in _round(value, gold.decimals)
+    ):
         return f"equal when rounded to the gold answer's {gold.decimals} decimals"
     return ""
 
@@ -102,6 +111,9 @@ _WORD = re.compile(r"[A-Za-z][A-Za-z' -]*")
 _NAMED = ("pi", "sqrt", "infinity", "infty", "inf", "e", "i", "x", "y", "n", "oo")
 
 
+_VARIABLE = re.compile(r"(?<![\\a-zA-Z])[a-df-hj-zA-Z](?![a-zA-Z])")
+
+
 def _is_text(value: str) -> bool:
     """Words such as "Tuesday" or "no solution", in which there is nothing to compute."""
     return len(value) > 1 and _WORD.fullmatch(value) is not None and value.lower() not in _NAMED and "\\" not in value
@@ -113,6 +125,7 @@ def _canonical(value: str) -> str:
     value = re.sub(r"(?<=[\^_])\{(\w)\}", r"\1", value)
     value = re.sub(r"\\frac(\d)(\d)", r"\\frac{\1}{\2}", value)
     value = re.sub(r"\\sqrt(\d)", r"\\sqrt{\1}", value)
+    value = re.sub(r"(?<=\d)\s+(?=\d)", "_", value)  # 7 1/2 is not 71/2
     return re.sub(r"\s+", "", value)
 
 
@@ -147,22 +160,32 @@ def _split(value: str) -> tuple[str, list[str]] | None:
     if not kind and len(parts) == 1 and re.search(r"\s(?:and|or)\s", value):
         parts = [part.strip() for part in re.split(r"\s(?:and|or)\s", value)]
     elif not kind and len(parts) > 1:
-        parts[-1] = re.sub(r"^(?:and|or)\s+", "", parts[-1])
+        last = re.sub(r"^(?:and|or)\s+", "", parts[-1])
+        parts[-1:] = [part.strip() for part in re.split(r"\s(?:and|or)\s", last)]
     if len(parts) < 2 or not all(parts) or (not kind and re.fullmatch(r"\d{1,3}(,\d{3})+", value)):
         return None
     return kind, parts
 
 
-def _grade_lists(gold: tuple[str, list[str]], answer: tuple[str, list[str]], tolerance: Tolerance, equivalent: Equivalent | None) -> Verdict:
+def _grade_lists(
+    gold: tuple[str, list[str]], answer: tuple[str, list[str]], tolerance: Tolerance, equivalent: Equivalent | None
+) -> Verdict:
     """Element by element: sets and bare lists in any order, tuples and intervals in theirs with the same brackets."""
     (gold_kind, gold_parts), (answer_kind, answer_parts) = gold, answer
     unordered = gold_kind in ("", "{}")
     if unordered and answer_kind not in ("", "{}", "[]", "()"):
         return Verdict(False, "list", f"brackets {answer_kind} given, a set expected")
-    if not unordered and answer_kind != gold_kind and answer_kind != "" and not (gold_kind == "()" and len(gold_parts) > 2):
+    if (
+        not unordered
+        and answer_kind != gold_kind
+        and answer_kind != ""
+        and not (gold_kind == "()" and len(gold_parts) > 2)
+    ):
         return Verdict(False, "list", f"brackets {answer_kind} given, {gold_kind} expected")
     if unordered:  # {1, 1, 2} is {1, 2}
-        gold_parts, answer_parts = (list(dict.fromkeys(_canonical(part) for part in parts)) for parts in (gold_parts, answer_parts))
+        gold_parts, answer_parts = (
+            list(dict.fromkeys(_canonical(part) for part in parts)) for parts in (gold_parts, answer_parts)
+        )
     if len(gold_parts) != len(answer_parts):
         return Verdict(False, "list", f"{len(answer_parts)} elements given, {len(gold_parts)} expected")
     left = list(answer_parts)
@@ -199,6 +222,8 @@ def _grade_formula(gold: str, answer: str, tolerance: Tolerance, equivalent: Equ
         return _grade_lists(gold_list, answer_list, tolerance, equivalent)
     if bool(gold_list) != bool(answer_list) and (gold_number or answer_number):
         return Verdict(False, "list", "one value against several")
+    if gold_number and (variable := _VARIABLE.search(answer)):
+        return Verdict(False, "number", f"a variable, {variable.group()}, where a number is expected")
     if equivalent is None:
         return Verdict(False, "string", "different text, and no formula comparison is available")
     correct, reason = equivalent(gold, answer)
@@ -209,7 +234,10 @@ def _option_letter(answer: str, letters: str) -> str | None:
     """The letter if the answer is one, alone or before its content: "C", "(c)", "C) 12", "C. 12"; not the article "A"."""
     if len(answer) == 1:
         return answer.upper() if answer.upper() in letters else None
-    match = re.match(rf"\(\s*([{letters}{letters.lower()}])\s*\)|(?:[Oo]ption|[Cc]hoice)\s*\(?([{letters}])\b|([{letters}])\s*[).:]", answer)
+    match = re.match(
+        rf"\(\s*([{letters}{letters.lower()}])\s*\)|(?:[Oo]ption|[Cc]hoice)\s*\(?([{letters}])\b|([{letters}])\s*[).:]",
+        answer,
+    )
     return next(group for group in match.groups() if group).upper() if match else None
 
 
@@ -230,7 +258,9 @@ def grade_choice(
     if (letter := _option_letter(answer, letters)) is not None:
         return Verdict(letter == gold, "letter", f"{letter} given, {gold} expected")
     contents = [tidy(option) for option in options]
-    exact = [index for index, content in enumerate(contents) if _canonical(content).lower() == _canonical(answer).lower()]
+    exact = [
+        index for index, content in enumerate(contents) if _canonical(content).lower() == _canonical(answer).lower()
+    ]
     method = "content"
     matches = exact
     if not matches:

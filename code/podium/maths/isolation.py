@@ -37,7 +37,7 @@ def _check(result: int, what: str) -> None:
 
 
 def unshare(flags: int) -> None:
-    """unshare(2).
+    """Leave the namespaces that the flags name.
 
     Raises:
         OSError: the kernel refused.
@@ -46,7 +46,7 @@ def unshare(flags: int) -> None:
 
 
 def mount(source: str, target: str, kind: str | None, flags: int, options: str | None = None) -> None:
-    """mount(2).
+    """Mount a file system or change a mount.
 
     Raises:
         OSError: the kernel refused.
@@ -56,7 +56,7 @@ def mount(source: str, target: str, kind: str | None, flags: int, options: str |
 
 
 def prctl(option: int, value: int) -> None:
-    """prctl(2).
+    """Set a property of this process.
 
     Raises:
         OSError: the kernel refused.

@@ -172,14 +172,15 @@ NUMBER_WORDS = {word: value for value, word in enumerate(_WORDS.split())}
 _INEXACT = r"\b(and|or|point|hal(f|ves)|thirds?|quarters?|fourths?|fifths?|sixths?|eighths?|tenths?|to)\b"
 _MULTIPLIERS = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "hundred": 100, "dozen": 12}
 
-DIGITS = r"(?:\d{1,3}(?:,\d{2,3})+(?!\d)|\d+)(?:\.\d*)?|\.\d+"
+GROUPED = r"(?:\d{1,3}(?:,\d{3})+|\d{1,2}(?:,\d{2})+,\d{3})(?![\d])"  # also India's 12,34,567
+DIGITS = rf"(?:{GROUPED}|\d+)(?:\.\d*)?|\.\d+"
 _CURRENCY = r"(?:US\$|\$|€|£|₹|Rs\.?|USD|INR)"
 _SHAPE = re.compile(
     rf"""(?P<sign>[-+]?)\s*
     (?P<currency>{_CURRENCY})?\s*
     (?P<inner_sign>-?)
     (?:
-      (?P<whole>\d+)\s*(?:\\frac\{{(?P<mixed_top>\d+)\}}\{{(?P<mixed_bottom>\d+)\}}
+      (?P<whole>\d+)\s*(?:\\frac\s*(?:\{{(?P<mixed_top>\d+)\}}|(?P<mixed_top_digit>\d))\s*(?:\{{(?P<mixed_bottom>\d+)\}}|(?P<mixed_bottom_digit>\d))
                          |(?:(?<=\d)\s+|\s+and\s+)(?P<mixed_top_plain>\d+)\s*/\s*(?P<mixed_bottom_plain>\d+))
       |\\frac\s*\{{\s*(?P<top>-?(?:{DIGITS}))\s*\}}\s*\{{\s*(?P<bottom>-?(?:{DIGITS}))\s*\}}
       |\\frac\s*(?P<top_digit>\d)\s*(?P<bottom_digit>\d)
@@ -226,7 +227,7 @@ def _decimal(text: str) -> tuple[Fraction, int]:
 
 
 def parse_quantity(text: str) -> Quantity | None:
-    """The number that a tidied answer consists of, or None if it is anything else ("3x", "2 or 3", "\\sqrt{2}").
+    r"""The number that a tidied answer consists of, or None if it is anything else ("3x", "2 or 3", "\sqrt{2}").
 
     Args:
         text: what `tidy` returned.
@@ -263,7 +264,9 @@ def parse_quantity(text: str) -> Quantity | None:
         if unit is None and not _is_noun(phrase):
             return None
     if found["currency"]:
-        currency = _UNITS[found["currency"].lower().removeprefix("us") or "usd"] if found["currency"] != "USD" else _UNITS["$"]
+        currency = (
+            _UNITS[found["currency"].lower().removeprefix("us") or "usd"] if found["currency"] != "USD" else _UNITS["$"]
+        )
         unit = unit if unit and unit[0] == currency[0] else currency
     return Quantity(number, decimals, unit)
 
@@ -271,16 +274,23 @@ def parse_quantity(text: str) -> Quantity | None:
 def _is_noun(phrase: str) -> bool:
     """Whether what follows a number is words rather than algebra: "apples", "pairs of shoes"; not "x", "pi", "n + 1"."""
     words = phrase.split()
-    return bool(words) and len(words) <= 6 and all(re.fullmatch(r"\(?[A-Za-z][A-Za-z'’.-]+[,)]?", w) for w in words) and (
-        words[0].lower() not in ("pi", "sqrt", "or", "and", "to", "log", "ln", "sin", "cos", "tan", "exp", "xy", "ab")
-    ) and not {"or", "and", "to"} & {word.lower() for word in words}
+    return (
+        bool(words)
+        and len(words) <= 6
+        and all(re.fullmatch(r"\(?[A-Za-z][A-Za-z'’.-]+[,)]?", w) for w in words)
+        and (
+            words[0].lower()
+            not in ("pi", "sqrt", "or", "and", "to", "log", "ln", "sin", "cos", "tan", "exp", "xy", "ab")
+        )
+        and not {"or", "and", "to"} & {word.lower() for word in words}
+    )
 
 
 def _value(found: dict[str, str | None]) -> tuple[Fraction, int | None] | None:
     """Value and written decimals of a matched shape; None for a zero denominator or an exponent out of bounds."""
     if whole := found["whole"]:
-        top = found["mixed_top"] or found["mixed_top_plain"]
-        bottom = found["mixed_bottom"] or found["mixed_bottom_plain"]
+        top = found["mixed_top"] or found["mixed_top_digit"] or found["mixed_top_plain"]
+        bottom = found["mixed_bottom"] or found["mixed_bottom_digit"] or found["mixed_bottom_plain"]
         if top is None or bottom is None or int(bottom) == 0:
             return None
         return int(whole) + Fraction(int(top), int(bottom)), None

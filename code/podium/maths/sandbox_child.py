@@ -22,10 +22,10 @@ from typing import Any
 from podium.maths import isolation, seccomp
 from podium.maths.frames import read_frame, write_frame
 
-EAGER = ("cmath", "collections", "datetime", "decimal", "fractions", "functools", "heapq", "itertools", "json", "math")
-EAGER += ("operator", "random", "re", "statistics", "string", "typing", "bisect", "copy", "sys", "time", "codecs")
+EAGER = "bisect cmath codecs collections copy datetime decimal fractions functools heapq itertools json math operator".split()
+EAGER += "random re statistics string sys time typing".split()
 LAZY = ("sympy", "numpy", "scipy")
-EXIT_ERROR, EXIT_MEMORY, EXIT_SYNTAX = 1, 71, 72
+EXIT_ERROR, EXIT_MEMORY, EXIT_SYNTAX, EXIT_SETUP = 1, 71, 72, 73
 STDERR_BYTES = 4096
 
 
@@ -94,7 +94,7 @@ def _start(source: str, limits: dict[str, int], state: dict[str, Any], output: i
                 os.chdir(state["folder"])
                 _program(source, limits, state, output, errors)
             finally:
-                os._exit(EXIT_ERROR)
+                os._exit(EXIT_SETUP)
         return child
     reader, writer = os.pipe()
     between = os.fork()
@@ -106,7 +106,10 @@ def _start(source: str, limits: dict[str, int], state: dict[str, Any], output: i
             os.chdir(isolation.WORK)
             child = os.fork()
             if child == 0:
-                _program(source, limits, state, output, errors)
+                try:
+                    _program(source, limits, state, output, errors)
+                finally:
+                    os._exit(EXIT_SETUP)  # could not be contained, so it was not run
             os.write(writer, str(child).encode())
         finally:
             os._exit(0)
@@ -196,7 +199,9 @@ def _outcome(verdict: str, status: int, cpu: float, limits: dict[str, int]) -> s
         number = os.WTERMSIG(status)
         spent = number == signal.SIGXCPU or (number == signal.SIGKILL and cpu >= limits["cpu_seconds"] - 0.1)
         return "cpu" if spent else "crash"
-    return {0: "ok", EXIT_MEMORY: "memory", EXIT_SYNTAX: "syntax"}.get(os.WEXITSTATUS(status), "error")
+    return {0: "ok", EXIT_MEMORY: "memory", EXIT_SYNTAX: "syntax", EXIT_SETUP: "lost"}.get(
+        os.WEXITSTATUS(status), "error"
+    )
 
 
 def _serve_one(request: dict[str, Any], state: dict[str, Any], control: int) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from functools import cache
 
 from podium.procedural import (
     contexts_algebra,
+    contexts_geometry,
     contexts_measure,
     contexts_number,
     contexts_proportion,
@@ -16,7 +17,11 @@ from podium.procedural.operations import OPERATIONS, Operation, faulty_program
 from podium.procedural.programs import Program, parse
 
 CONTEXTS: tuple[Context, ...] = (
-    contexts_number.CONTEXTS + contexts_proportion.CONTEXTS + contexts_algebra.CONTEXTS + contexts_measure.CONTEXTS
+    *contexts_number.CONTEXTS,
+    *contexts_proportion.CONTEXTS,
+    *contexts_algebra.CONTEXTS,
+    *contexts_geometry.CONTEXTS,
+    *contexts_measure.CONTEXTS,
 )
 
 
@@ -32,7 +37,10 @@ class Misconception:
 
 @dataclass(frozen=True)
 class Task:
-    """A construct made ready to run: its right program and the faulty ones, by misconception id."""
+    """A construct made ready to run: its right program and the faulty ones, by misconception id.
+
+    ``after_right`` holds what is left of those that begin with all the right steps, which need running once only.
+    """
 
     construct_id: int
     subject_id: int
@@ -40,6 +48,7 @@ class Task:
     construct: Construct
     right: Program
     faulty: dict[int, Program]
+    after_right: dict[int, Program]
 
 
 def misconception_name(operation: Operation, context: Context) -> str:
@@ -72,16 +81,23 @@ def tasks() -> tuple[Task, ...]:
                 entry.misconception_id: faulty_program(OPERATIONS[entry.operation], construct) for entry in members
             }
             faulty = {key: program for key, program in programs.items() if program is not None}
-            result.append(Task(len(result), subject_id, context, construct, parse(construct.program), faulty))
+            right = parse(construct.program)
+            after = {key: program[len(right) :] for key, program in faulty.items() if program[: len(right)] == right}
+            result.append(Task(len(result), subject_id, context, construct, right, faulty, after))
     return tuple(result)
 
 
 def task_of_construct(construct_name: str) -> Task:
     """The construct of that name, ready to run; raises KeyError for an unknown name."""
-    for task in tasks():
-        if task.construct.name == construct_name:
-            return task
-    raise KeyError(f"no construct named {construct_name!r} in the procedural bank")
+    task = _tasks_by_name().get(construct_name)
+    if task is None:
+        raise KeyError(f"no construct named {construct_name!r} in the procedural bank")
+    return task
+
+
+@cache
+def _tasks_by_name() -> dict[str, Task]:
+    return {task.construct.name: task for task in tasks()}
 
 
 def misconceptions_of_construct(construct_name: str) -> list[Misconception]:

@@ -136,7 +136,7 @@ BRACKETS = Context(
 )
 
 EQUATIONS = Context(
-    phrase="solving equations",
+    phrase="solving for an unknown",
     subject="Linear Equations",
     operations=tuple("inverse stop double halve sign skip swap repeat minus more fewer part again".split()),
     constructs=(

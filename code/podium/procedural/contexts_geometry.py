@@ -130,7 +130,7 @@ PERIMETER = Context(
             without=("swap",),
         ),
         Construct(
-            name="Calculate the perimeter of a pentagon with equal sides",
+            name="Calculate the perimeter of a pentagon with two side lengths",
             program="p = a × 3; q = b × 2; p + q",
             numbers={"a": between(2, 16), "b": between(2, 16)},
             stems=(

@@ -129,7 +129,7 @@ UNITS = Context(
 )
 
 AVERAGING = Context(
-    phrase="finding a mean",
+    phrase="averaging data",
     subject="Averages (mean, median, mode)",
     operations=tuple("inverse stop double halve more fewer leave repeat part again reverse".split()),
     constructs=(
@@ -159,6 +159,7 @@ AVERAGING = Context(
             name="Calculate the mean when a value is repeated",
             program="a × 2; _ + b; _ ÷ 3",
             numbers={"a": between(1, 30), "b": between(1, 30)},
+            where=lambda a, b: a != b,
             stems=(
                 "Sam scores <a> in two games and <b> in a third game. What is the mean score?",
                 "Two parcels weigh <a> kg each and one weighs <b> kg. What is the mean weight?",

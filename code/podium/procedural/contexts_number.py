@@ -5,7 +5,7 @@ from __future__ import annotations
 from podium.procedural.constructs import Construct, Context, between
 
 DIRECTED = Context(
-    phrase="calculating with negative numbers",
+    phrase="working with directed numbers",
     subject="Adding and Subtracting Negative Numbers",
     operations=tuple("inverse stop double halve more fewer sign minus leave swap repeat again left".split()),
     constructs=(

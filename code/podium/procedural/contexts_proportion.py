@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import gcd
+
 from podium.procedural.constructs import Construct, Context, between
 
 FRACTIONS = Context(
@@ -12,8 +14,8 @@ FRACTIONS = Context(
         Construct(
             name="Add fractions with different denominators",
             program="m = b × d; p = a × d; q = c × b; p + q",
-            numbers={"a": between(1, 9), "b": between(2, 10), "c": between(1, 9), "d": between(2, 10)},
-            where=lambda a, b, c, d: a < b and c < d and b != d,
+            numbers={"a": between(1, 9), "b": between(2, 12), "c": between(1, 9), "d": between(2, 12)},
+            where=lambda a, b, c, d: a < b and c < d and gcd(a, b) == gcd(c, d) == gcd(b, d) == 1,
             stems=(
                 r"What is \( \frac{<a>}{<b>} + \frac{<c>}{<d>} \) ?",
                 r"Calculate \( \frac{<a>}{<b>} + \frac{<c>}{<d>} \)",
@@ -35,8 +37,8 @@ FRACTIONS = Context(
         Construct(
             name="Subtract fractions with different denominators",
             program="m = b × d; p = a × d; q = c × b; p - q",
-            numbers={"a": between(1, 9), "b": between(2, 10), "c": between(1, 9), "d": between(2, 10)},
-            where=lambda a, b, c, d: a < b and c < d and b != d,
+            numbers={"a": between(1, 9), "b": between(2, 12), "c": between(1, 9), "d": between(2, 12)},
+            where=lambda a, b, c, d: a < b and c < d and gcd(a, b) == gcd(c, d) == gcd(b, d) == 1,
             stems=(
                 r"What is \( \frac{<a>}{<b>} - \frac{<c>}{<d>} \) ?",
                 r"Calculate \( \frac{<a>}{<b>} - \frac{<c>}{<d>} \)",
@@ -58,7 +60,7 @@ FRACTIONS = Context(
             name="Add a whole number and a fraction",
             program="m = c; a × c; _ + b",
             numbers={"a": between(2, 9), "b": between(1, 10), "c": between(2, 11)},
-            where=lambda a, b, c: b < c,
+            where=lambda a, b, c: b < c and gcd(b, c) == 1,
             stems=(
                 r"What is \( <a> + \frac{<b>}{<c>} \) ?",
                 r"Write \( <a> + \frac{<b>}{<c>} \) as a single fraction.",
@@ -79,7 +81,7 @@ FRACTIONS = Context(
             name="Subtract a fraction from a whole number",
             program="m = c; a × c; _ - b",
             numbers={"a": between(2, 9), "b": between(1, 10), "c": between(2, 11)},
-            where=lambda a, b, c: b < c,
+            where=lambda a, b, c: b < c and gcd(b, c) == 1,
             stems=(
                 r"What is \( <a> - \frac{<b>}{<c>} \) ?",
                 r"Write \( <a> - \frac{<b>}{<c>} \) as a single fraction.",
@@ -99,7 +101,7 @@ FRACTIONS = Context(
 )
 
 QUANTITY = Context(
-    phrase="finding a fraction of an amount",
+    phrase="taking a fraction of a quantity",
     subject="Fractions of an Amount",
     operations=tuple("inverse stop double halve adds swap rest skip again repeat more fewer".split()),
     constructs=(

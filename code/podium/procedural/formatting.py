@@ -9,6 +9,8 @@ from fractions import Fraction
 Number = int | Fraction
 
 _PLACEHOLDER = re.compile(r"<(\w+)>")
+_PENCE = re.compile(r"(£\d+\.\d)\b")
+_VOWEL_NUMBER = re.compile(r"\b([Aa]) (?=(?:8\d*|11|18)\b)")
 
 
 def plain_number(value: Number) -> str:
@@ -29,6 +31,13 @@ def has_short_decimal(value: Number) -> bool:
 
 
 def fill(template: str, values: Mapping[str, Number]) -> str:
-    """Replace every ``<name>`` of a template; braces stay free for LaTeX. ``+ -3`` is tidied to ``- 3``."""
+    """Replace every ``<name>`` of a template; braces stay free for LaTeX.
+
+    What numbers do to the text around them is put right: ``+ -3`` to ``- 3``, ``a 8`` to ``an 8``, ``£2.5`` to ``£2.50``.
+    """
     text = _PLACEHOLDER.sub(lambda match: plain_number(values[match.group(1)]), template)
-    return text.replace("+ -", "- ").replace("- -", "+ ") if " + -" in text or " - -" in text else text
+    if " + -" in text or " - -" in text:
+        text = text.replace("+ -", "- ").replace("- -", "+ ")
+    if "£" in text:
+        text = _PENCE.sub(r"\g<1>0", text)
+    return _VOWEL_NUMBER.sub(r"\1n ", text) if "a " in text or "A " in text else text

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from podium.contracts import atomic_file
 from podium.procedural.bank import Task, catalogue, tasks
 from podium.procedural.items import Possibilities, answer_text, near_misses, number_draws, question_text, rationale
 from podium.procedural.splits import Plan, make_plan
@@ -24,7 +25,7 @@ MOST_REPEATS = 50
 
 @dataclass(frozen=True)
 class GeneratedBank:
-    """The tables; ``test_key`` and ``train`` alone say which option carries which misconception."""
+    """The tables; ``test_key`` (with the rationale, to score generated ones) and ``train`` alone hold the labels."""
 
     train: pd.DataFrame
     test: pd.DataFrame
@@ -58,8 +59,9 @@ def generate(questions: int, test_questions: int, seed: int) -> GeneratedBank:
     train = _draw_questions(questions, plan, seed, test=False)
     test = _draw_questions(test_questions, plan, seed, test=True)
     train_table, pairs, rationales = _tables(train, first_id=0)
-    test_table, test_pairs, _ = _tables(test, first_id=len(train))
-    key = test_pairs[["query_id", "MisconceptionId"]].rename(columns={"query_id": "QuestionId_Answer"})
+    test_table, test_pairs, told = _tables(test, first_id=len(train))
+    key = test_pairs[["query_id", "MisconceptionId"]].merge(told, on="query_id")
+    key = key.rename(columns={"query_id": "QuestionId_Answer"})
     folds = pd.DataFrame(
         {
             "QuestionId": train_table["QuestionId"],
@@ -77,7 +79,6 @@ def generate(questions: int, test_questions: int, seed: int) -> GeneratedBank:
 def write_bank(bank: GeneratedBank, output_dir: str | Path) -> None:
     """Write train.csv, test.csv, test_key.csv, misconception_mapping.csv, folds.parquet, pair.csv, synthetic.csv."""
     folder = Path(output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
     tables = {
         "train.csv": bank.train,
         "test.csv": bank.test,
@@ -87,8 +88,10 @@ def write_bank(bank: GeneratedBank, output_dir: str | Path) -> None:
         "synthetic.csv": bank.rationales,
     }
     for name, table in tables.items():
-        table.to_csv(folder / name, index=False)
-    bank.folds.to_parquet(folder / "folds.parquet", index=False)
+        with atomic_file(folder / name) as file:
+            table.to_csv(file, index=False)
+    with atomic_file(folder / "folds.parquet") as file:
+        bank.folds.to_parquet(file, index=False)
 
 
 def _draw_questions(count: int, plan: Plan, seed: int, test: bool) -> list[_Question]:
@@ -119,8 +122,8 @@ def _questions_of(task: Task, count: int, plan: Plan, seed: int, test: bool) -> 
     used = dict.fromkeys(seen_here, 0)
     texts: set[str] = set()
     questions = []
-    for _ in range(count):
-        labels = int(rng.choice(list(LABELS_A_QUESTION), p=list(LABELS_A_QUESTION.values())))
+    amounts = rng.choice(list(LABELS_A_QUESTION), size=count, p=list(LABELS_A_QUESTION.values())).tolist()
+    for labels in amounts:
         wanted = None
         if unseen_here and rng.random() < UNSEEN_QUESTION_SHARE:
             wanted = unseen_here[int(rng.integers(len(unseen_here)))]

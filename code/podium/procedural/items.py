@@ -13,7 +13,7 @@ import numpy as np
 from podium.procedural.bank import Misconception, Task, catalogue, task_of_construct, tasks
 from podium.procedural.formatting import fill, has_short_decimal
 from podium.procedural.operations import OPERATIONS
-from podium.procedural.programs import Number, Outcome, Program, equations, run
+from podium.procedural.programs import Number, Outcome, Program, run, tell
 from podium.rng import generator
 
 LARGEST_WRONG_ANSWER = 2000
@@ -89,8 +89,12 @@ def possibilities(task: Task, numbers: Numbers) -> Possibilities | None:
         return None
     if not -construct.largest <= answer <= construct.largest:
         return None
-    worked = ((key, run(program, numbers)) for key, program in task.faulty.items())
-    outcomes = {key: outcome for key, outcome in worked if outcome is not None}
+    outcomes = {}
+    for key, program in task.faulty.items():
+        tail = task.after_right.get(key)
+        outcome = run(program, numbers) if tail is None else run(tail, right.values)
+        if outcome is not None:
+            outcomes[key] = outcome
     values = {key: identity(task, outcome.values) for key, outcome in outcomes.items()}
     times = Counter(values.values())
     times[identity(task, right.values)] += 2
@@ -122,7 +126,7 @@ def _writable(task: Task, outcome: Outcome) -> bool:
     if construct.kind == "fraction" and outcome.values["m"] <= 0:
         return False
     lowest = -LARGEST_WRONG_ANSWER if construct.negative else 0
-    return all(lowest <= answer <= LARGEST_WRONG_ANSWER for answer in answers)
+    return lowest <= min(answers) and max(answers) <= LARGEST_WRONG_ANSWER
 
 
 def question_text(task: Task, numbers: Mapping[str, int], phrasing: int) -> str:
@@ -161,11 +165,8 @@ def worked_solution(construct_name: str, numbers: Mapping[str, int]) -> str:
 
 
 def _told(task: Task, opening: str, program: Program, numbers: Mapping[str, int]) -> str:
-    outcome = run(program, numbers)
-    if outcome is None:
-        raise ValueError(f"construct {task.construct.name!r} cannot be worked out with {dict(numbers)}")
-    lines = equations(program, numbers)
-    answer = plain_answer(task, outcome.values)
+    lines, values = tell(program, numbers)
+    answer = plain_answer(task, values)
     if not lines or not lines[-1].endswith(f" {answer}"):
         lines.append(f"so {answer}")
     return f"{opening}: {', '.join(lines)}."

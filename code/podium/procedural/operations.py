@@ -70,7 +70,7 @@ def _skip(program: Program, construct: Construct) -> Program | None:
     first, rest = program[0], program[1:]
     if not rest or first.name != "_" or "_" not in rest[0].operands or first.signs[0] in UNARY:
         return None
-    kept = next((operand for operand in first.operands if operand.isalpha()), None)
+    kept = next((operand for operand in first.operands if isinstance(operand, str)), None)
     if kept is None:
         return None
     second = rest[0]
@@ -95,7 +95,12 @@ def _resign(old: str, new: str) -> Callable[[Program, Construct], Program | None
 
 
 def _rename(program: Program, names: dict[str, str]) -> Program:
-    return tuple(step._replace(operands=tuple(names.get(name, name) for name in step.operands)) for step in program)
+    return tuple(
+        step._replace(
+            operands=tuple(names.get(name, name) if isinstance(name, str) else name for name in step.operands)
+        )
+        for step in program
+    )
 
 
 def _swap(program: Program, construct: Construct) -> Program | None:
@@ -126,7 +131,7 @@ def _leave_out(program: Program, construct: Construct) -> Program | None:
 def _join(program: Program, construct: Construct) -> Program | None:
     """Write the first two numbers of the first step side by side instead of calculating with them."""
     first = program[0]
-    if len(first.operands) != 2 or not all(operand.isalpha() for operand in first.operands):
+    if len(first.operands) != 2 or not all(isinstance(operand, str) for operand in first.operands):
         return None
     return (first._replace(signs=("&",)),) + program[1:]
 
@@ -159,7 +164,7 @@ OPERATIONS = {
         Operation("again", "Adds the starting value on again", "Added the starting value again", _again),
         Operation("left", "Works strictly from left to right", "Worked from left to right", _as_written),
         Operation("reverse", "Writes the digits in reverse", "Wrote the digits in reverse", _then("rev _")),
-        Operation("rest", "Gives what is left over", "Gave what is left over", _as_written),
+        Operation("rest", "Gives the other part instead", "Gave the other part", _as_written),
         Operation("whole", "Uses the wrong size for a whole", "Used the wrong size for a whole", _as_written),
     )
 }

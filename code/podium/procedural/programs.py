@@ -20,6 +20,7 @@ from podium.procedural.formatting import plain_number
 
 Number = int | Fraction
 Values = dict[str, Number]
+Operand = str | int
 
 INVERSE = {"+": "-", "-": "+", "×": "÷", "÷": "×"}
 UNARY = ("neg", "rev")
@@ -29,7 +30,7 @@ class Step(NamedTuple):
     """One line of working: the operands, the signs between them, and the name of the result."""
 
     name: str
-    operands: tuple[str, ...]
+    operands: tuple[Operand, ...]
     signs: tuple[str, ...]
 
 
@@ -52,7 +53,7 @@ def parse(text: str) -> Program:
         words = (right if equals else line).split()
         name = name.strip() if equals else "_"
         if words and words[0] in UNARY:
-            steps.append(Step(name, tuple(words[1:]), (words[0],)))
+            steps.append(Step(name, _operands(words[1:]), (words[0],)))
             continue
         signs = tuple(words[1::2])
         mixed = {"+": 0, "-": 0, "×": 1, "÷": 1, "&": 2}
@@ -60,8 +61,12 @@ def parse(text: str) -> Program:
             raise ValueError(f"cannot read the step {line.strip()!r} of the program {text!r}")
         if len({mixed[sign] for sign in signs}) > 1:
             raise ValueError(f"the step {line.strip()!r} mixes signs of different precedence; split it in two")
-        steps.append(Step(name, tuple(words[0::2]), signs))
+        steps.append(Step(name, _operands(words[0::2]), signs))
     return tuple(steps)
+
+
+def _operands(words: list[str]) -> tuple[Operand, ...]:
+    return tuple(int(word) if word.isdigit() else word for word in words)
 
 
 def run(program: Program, numbers: Mapping[str, Number]) -> Outcome | None:
@@ -77,8 +82,8 @@ def run(program: Program, numbers: Mapping[str, Number]) -> Outcome | None:
     return Outcome(results, values)
 
 
-def equations(program: Program, numbers: Mapping[str, Number]) -> list[str]:
-    """The working in words a pupil could have written, one equation a step; all of them are true."""
+def tell(program: Program, numbers: Mapping[str, Number]) -> tuple[list[str], Values]:
+    """The working as a pupil could have written it, one true equation a step, and the values it leads to."""
     values: Values = dict(numbers)
     lines = []
     for name, operands, signs in program:
@@ -96,20 +101,19 @@ def equations(program: Program, numbers: Mapping[str, Number]) -> list[str]:
         elif signs:
             chain = shown[0] + "".join(f" {sign} {number}" for sign, number in zip(signs, shown[1:], strict=True))
             lines.append(f"{chain} = {plain_number(result)}")
-    return lines
+    return lines, values
 
 
-def _value(operand: str, values: Mapping[str, Number]) -> Number:
-    value = values.get(operand)
-    return int(operand) if value is None else value
+def _value(operand: Operand, values: Mapping[str, Number]) -> Number:
+    return values[operand] if isinstance(operand, str) else operand
 
 
-def _step_result(operands: tuple[str, ...], signs: tuple[str, ...], values: Mapping[str, Number]) -> Number | None:
+def _step_result(operands: tuple[Operand, ...], signs: tuple[str, ...], values: Mapping[str, Number]) -> Number | None:
     result = _value(operands[0], values)
-    if signs == ("neg",):
-        return -result
-    if signs == ("rev",):
-        return _reversed_digits(result)
+    if len(operands) == 1:
+        if not signs:
+            return result
+        return -result if signs[0] == "neg" else _reversed_digits(result)
     for sign, operand in zip(signs, operands[1:], strict=True):
         value = _value(operand, values)
         if sign == "+":
@@ -128,8 +132,8 @@ def _step_result(operands: tuple[str, ...], signs: tuple[str, ...], values: Mapp
             if joined is None:
                 return None
             result = joined
-        if isinstance(result, Fraction) and result.denominator == 1:
-            result = result.numerator
+    if not isinstance(result, int) and result.denominator == 1:
+        result = result.numerator
     return result
 
 

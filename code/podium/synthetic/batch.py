@@ -58,7 +58,7 @@ def run_batches(ledger: Ledger, job: Job, progress: Callable[[int], None], stopp
                 asked = error.retry_after or 0.0
                 time.sleep(max(asked, min(job.pace.max_backoff_seconds, job.pace.first_backoff_seconds * 2**failures)))
                 continue
-            waiting = bool(ledger.open_batches()) or (not short and ledger.open_elsewhere() > 0)
+            waiting = bool(ledger.open_batches()) or ledger.open_elsewhere() > 0
             if stopped() or not (busy or waiting):
                 return short
             if waiting:

@@ -98,11 +98,14 @@ class Ledger:
         self._lock = open(workers / f"{nonce}.lock", "w")
         fcntl.flock(self._lock, fcntl.LOCK_EX)
         try:
-            self.connection = sqlite3.connect(self.path, timeout=60, isolation_level=None)
-            self.connection.execute("PRAGMA journal_mode = WAL")
-            self.connection.execute("PRAGMA synchronous = FULL")
-            self.connection.execute("CREATE TEMP TABLE wanted (place INTEGER PRIMARY KEY, item TEXT UNIQUE)")
-            self._create()
+            # two processes that switch a new file to WAL at once are told "locked", whatever the time-out
+            with open(workers / "opening", "w") as gate:
+                fcntl.flock(gate, fcntl.LOCK_EX)
+                self.connection = sqlite3.connect(self.path, timeout=60, isolation_level=None)
+                self.connection.execute("PRAGMA journal_mode = WAL")
+                self.connection.execute("PRAGMA synchronous = FULL")
+                self.connection.execute("CREATE TEMP TABLE wanted (place INTEGER PRIMARY KEY, item TEXT UNIQUE)")
+                self._create()
         except sqlite3.DatabaseError as error:
             raise DataError(f"{self.path}: not a usable ledger ({error}); move it away to start a new one") from None
 

@@ -33,6 +33,12 @@ async def run_realtime(ledger: Ledger, job: Job, progress: Callable[[int], None]
     short = False
     client = job.vendor.async_client(job.endpoint)
 
+    def stop_if_down() -> None:
+        """An outage must not turn every item into a failed one."""
+        if throttle.errors_in_a_row >= 4 * pace.max_errors:
+            where = job.endpoint.base_url or job.endpoint.provider
+            fatal.append(PodiumError(f"{where}: {throttle.errors_in_a_row} errors in a row; run again when it answers"))
+
     async def one(claim: Claim) -> None:
         request_id = f"{claim.item[:40]}-{claim.turn}-{claim.losses}-{claim.errors}"
         content = job.vendor.body(job.requests[claim.item], claim.follow_up)
@@ -49,6 +55,7 @@ async def run_realtime(ledger: Ledger, job: Job, progress: Callable[[int], None]
             reason = received.reason or "the answer is cut off"
             _settle(ledger, claim, "unknown", None, reason, received.body)
             throttle.error(received.headers, now, limited=False)
+            stop_if_down()
             return
         status = received.status
         wrong = status in (400, 413, 422)
@@ -65,6 +72,7 @@ async def run_realtime(ledger: Ledger, job: Job, progress: Callable[[int], None]
         _settle(ledger, claim, verdict.state, 0, verdict.reason, received.body)
         if not wrong:
             throttle.error(received.headers, now, limited=status in (429, 529, 503))
+            stop_if_down()
 
     try:
         while not fatal:
@@ -88,7 +96,7 @@ async def run_realtime(ledger: Ledger, job: Job, progress: Callable[[int], None]
             elif (pause := throttle.wait(time.monotonic())) > 0:
                 await asyncio.sleep(min(pause, 1.0))
             elif not claims:
-                if short or not ledger.open_elsewhere():
+                if not ledger.open_elsewhere():
                     break
                 progress(0)
                 await asyncio.sleep(min(job.pace.poll_seconds, 1.0))

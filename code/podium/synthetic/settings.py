@@ -5,14 +5,14 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-STRICT = ConfigDict(extra="forbid")
+STRICT = ConfigDict(extra="forbid", strict=True)
 Positive = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(ge=0, le=86400, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Dollars = Annotated[float, Field(gt=0, le=1_000_000, allow_inf_nan=False)]
 
 
-@dataclass(config=STRICT)
+@dataclass(config=STRICT, kw_only=True)
 class Endpoint:
     """Which model, where, and with which parameters."""
 
@@ -33,7 +33,7 @@ class Endpoint:
     timeout_seconds: Seconds = 600.0
 
 
-@dataclass(config=STRICT)
+@dataclass(config=STRICT, kw_only=True)
 class Pace:
     """How fast, how often, how patiently."""
 
