@@ -31,8 +31,7 @@ def main(cfg: Demo) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if Path(cfg.data_dir) == Path(cfg.output_dir) / "data":
         write_bank(cfg)
-    steps = [pipeline.Step(one.name, one.script, one.config, one.overrides) for one in cfg.steps]
-    seconds = pipeline.run(steps, fresh=cfg.fresh)
+    seconds = pipeline.run(pipeline.steps_of(cfg.steps), fresh=cfg.fresh)
     results = contracts.read_json(f"{cfg.output_dir}/report/results.json", "results")
     contracts.write_json(f"{cfg.output_dir}/results.json", {**results, "seconds": seconds})
     print(f"{time.perf_counter() - started:.0f} s for this run, {sum(seconds.values()):.0f} s of stages in all")

@@ -1,10 +1,11 @@
 """Write rationales for any question table with a trained reasoner. Finished rows are kept when a run is cut short."""
 
+import shutil
 from pathlib import Path
 
 import pandas as pd
 
-from podium import config, contracts, modeling, prompts, stage, tokenization
+from podium import config, contracts, modeling, prompts, stage, tables, tokenization
 from podium.batching import chat
 from podium.batching.queries import make_rows
 from podium.engines import transformers as engine
@@ -12,9 +13,12 @@ from podium.settings import GenerateRationales
 
 
 def read_parts(folder: Path) -> pd.DataFrame:
-    """Rationales that an earlier, interrupted run has finished."""
-    parts = [contracts.read_table(path, contracts.RATIONALES) for path in sorted(folder.glob("part-*.parquet"))]
-    return pd.concat(parts) if parts else pd.DataFrame(columns=[c.name for c in contracts.RATIONALES.columns])
+    """Rationales that an earlier, interrupted run has finished; it may have joined them already."""
+    paths = [*sorted((folder / "parts").glob("part-*.parquet")), *folder.glob("rationales.parquet")]
+    if not paths:
+        return pd.DataFrame(columns=[column.name for column in contracts.RATIONALES.columns])
+    parts = [contracts.read_table(path, contracts.RATIONALES) for path in paths]
+    return pd.concat(parts).drop_duplicates(list(contracts.RATIONALES.key))
 
 
 @config.app(GenerateRationales, "generate_reasoner")
@@ -25,15 +29,14 @@ def main(cfg: GenerateRationales) -> None:
         if run.finished:
             return
         meta = contracts.read_meta(cfg.checkpoint, "reasoner")
-        table = pd.concat([contracts.read_table(path, contracts.QUESTIONS) for path in cfg.tables], ignore_index=True)
-        contracts.validate(table, contracts.QUESTIONS, " + ".join(cfg.tables))
+        table = tables.read_tables(cfg.tables, cfg.rows_per_fold)
         rows = make_rows(table, pd.DataFrame({"misconception_id": [], "name": []}))
         tokenizer = tokenization.load_tokenizer(cfg.checkpoint)
         accelerator = stage.make_accelerator(cfg.device)
         model, _ = modeling.load_checkpoint(cfg.checkpoint, "causal_lm")
         model.to(accelerator.device)
         parts = run.folder / "parts"
-        done = read_parts(parts)
+        done = read_parts(run.folder)
         if len(done):
             print(f"{len(done)} rationales are there already; writing the rest")
 
@@ -60,14 +63,12 @@ def main(cfg: GenerateRationales) -> None:
                 stop=[prompts.RATIONALE_END], temperature=cfg.temperature, top_p=cfg.top_p, seed=cfg.seed + sample,
                 skip=frozenset(i for i in range(len(rows)) if rows.query_id[i] in finished), on_batch=save,
             )  # fmt: skip
-        everything = read_parts(parts).sort_values(["query_id", "sample"]).reset_index(drop=True)
+        everything = read_parts(run.folder).sort_values(["query_id", "sample"]).reset_index(drop=True)
         cut = int((everything["finish_reason"] == "length").sum())
         if cut:
             print(f"warning: {cut} of {len(everything)} rationales were cut at max_new_tokens={cfg.max_new_tokens}")
         contracts.write_table(everything, run.folder / "rationales.parquet", contracts.RATIONALES)
-        for path in parts.glob("part-*.parquet"):
-            path.unlink()
-        parts.rmdir()
+        shutil.rmtree(parts, ignore_errors=True)
         in_sample = sorted(set(table["fold"].dropna().astype(int)) & set(meta.folds_trained))
         run.finish(
             {"rationales": len(everything)}, facts={"in_sample": bool(in_sample), "in_sample_folds": in_sample},

@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import pandas as pd
-
 from podium import config, contracts, metrics, modeling, questions, retrieval, stage, tables, tokenization
 from podium.batching.queries import make_rows
 from podium.modeling import Embedder
@@ -19,8 +17,7 @@ def main(cfg: MineCandidates) -> None:
         if run.finished:
             return
         meta = contracts.read_meta(cfg.checkpoint, "embedding")
-        table = pd.concat([contracts.read_table(path, contracts.QUESTIONS) for path in cfg.tables], ignore_index=True)
-        contracts.validate(table, contracts.QUESTIONS, " + ".join(cfg.tables))
+        table = tables.read_tables(cfg.tables, cfg.rows_per_fold)
         digest = contracts.input_digest(Path(cfg.questions_dir) / "questions.parquet")
         folds = set(table["fold"].dropna().astype(int))
         in_sample = contracts.refuse_trained_folds(meta, folds, digest, cfg.allow_in_sample, cfg.checkpoint)

@@ -11,33 +11,28 @@ def main(cfg: PrepareQuestions) -> None:
     folder = intake.read_folder(cfg.data_dir, cfg.allow_empty_correct)
     for warning in folder.warnings:
         print(f"warning: {warning}")
+    folds = folder.folds
+    if folds is None:
+        folds = questions.group_folds(folder.train, cfg.folds, cfg.seed)
+    table = questions.to_queries(folder.train, "train", folds)
+    test = table.iloc[:0] if folder.test is None else questions.to_queries(folder.test, "test")
+    if cfg.test_fold is not None and test["misconception_id"].isna().all():
+        carved = table["fold"] == cfg.test_fold
+        if not carved.any():
+            raise DataError(f"test_fold {cfg.test_fold} has no rows; folds are {sorted(table['fold'].unique())}")
+        test = table[carved].assign(source="test", fold=None).reset_index(drop=True)
+        table = table[~carved].reset_index(drop=True)
+    mapping = folder.mapping.rename(columns={"MisconceptionId": "misconception_id", "MisconceptionName": "name"})
+    explained = intake.read_explanations(cfg.data_dir, set(table["query_id"]) | set(test["query_id"]))
+
+    # claimed only now: a folder refused above can be corrected and given again
     with stage.run("prepare_questions", cfg, {"data": cfg.data_dir}) as run:
         if run.finished:
             return
-        folds = folder.folds
-        if folds is None:
-            folds = questions.group_folds(folder.train, cfg.folds, cfg.seed)
-        table = questions.to_queries(folder.train, "train", folds)
-        if folder.test is not None:
-            test = questions.to_queries(folder.test, "test")
-            if folder.test_key is not None:
-                key = folder.test_key.set_index("QuestionId_Answer")["MisconceptionId"]
-                test["misconception_id"] = test["query_id"].map(key).astype("Int64")
-        else:
-            test = table.iloc[:0]
-        if cfg.test_fold is not None and test["misconception_id"].isna().all():
-            carved = table["fold"] == cfg.test_fold
-            if not carved.any():
-                raise DataError(f"test_fold {cfg.test_fold} has no rows; folds are {sorted(table['fold'].unique())}")
-            test = table[carved].assign(source="test", fold=None).reset_index(drop=True)
-            table = table[~carved].reset_index(drop=True)
-        mapping = folder.mapping.rename(columns={"MisconceptionId": "misconception_id", "MisconceptionName": "name"})
-
         rows = {"questions": len(table), "test": len(test), "misconceptions": len(mapping)}
         contracts.write_table(table, run.folder / "questions.parquet", contracts.QUESTIONS)
         contracts.write_table(test, run.folder / "test.parquet", contracts.QUESTIONS)
         contracts.write_table(mapping, run.folder / "misconceptions.parquet", contracts.MISCONCEPTIONS)
-        explained = intake.read_explanations(cfg.data_dir, set(table["query_id"]) | set(test["query_id"]))
         if explained is not None:
             rows["rationales"] = len(explained)
             contracts.write_table(explained, run.folder / "rationales.parquet", contracts.RATIONALES)

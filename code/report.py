@@ -11,8 +11,9 @@ from podium.settings import Report
 @config.app(Report, "report")
 def main(cfg: Report) -> None:
     """Read every stage's candidates, score them on the same rows, write and print."""
-    inputs = {"questions": cfg.questions_dir, "rationales": cfg.rationales, "blend": cfg.blend, **cfg.stages}
+    inputs = {"questions": cfg.questions_dir, "rationales": cfg.rationales, **cfg.stages}
     inputs |= {f"losses of {name}": folder for name, folder in cfg.losses.items()}
+    inputs |= {f"blend of {name}": folder for name, folder in cfg.blends.items()}
     with stage.run("report", cfg, inputs) as run:
         if not run.finished:
             train = contracts.read_table(f"{cfg.questions_dir}/questions.parquet", contracts.QUESTIONS)
@@ -44,8 +45,10 @@ def main(cfg: Report) -> None:
                 results["rationale_exact_match"] = report.exact_match(
                     written, contracts.read_table(told, contracts.RATIONALES), gold, seen
                 )
-            if cfg.blend:
-                results["blend"] = contracts.read_json(f"{cfg.blend}/weights.json", "blend weights")
+            results["blends"] = {
+                name: contracts.read_json(f"{folder}/weights.json", "blend weights")["weights"]
+                for name, folder in cfg.blends.items()
+            }
             contracts.write_json(run.folder / "results.json", results)
             report.plot_stages(results["rows"], run.folder / "map_by_stage.png")
             report.plot_recall(results["rows"], run.folder / "recall_at_k.png")
@@ -73,11 +76,8 @@ def show(results: dict) -> None:
     if exact := results.get("rationale_exact_match"):
         shown = ", ".join(f"{part} {value:.2f}" for part, value in exact.items() if value is not None)
         print(f"generated rationales equal to the gold ones word for word: {shown}")
-    if blend := results.get("blend"):
-        print(
-            "blend weights, fitted on the validation fold: "
-            + ", ".join(f"{k} {v:.2f}" for k, v in blend["weights"].items())
-        )
+    for name, weights in results["blends"].items():
+        print(f"{name} blend, fitted on the validation fold: " + ", ".join(f"{k} {v:.3g}" for k, v in weights.items()))
     print()
 
 

@@ -21,7 +21,7 @@ from podium import (
     training,
 )
 from podium.batching.retrieval import RetrievalCollator
-from podium.distributed import gather_documents
+from podium.distributed import gather_documents, repeated
 from podium.modeling import Embedder
 from podium.settings import Retriever, as_dict
 
@@ -62,11 +62,14 @@ def main(cfg: Retriever) -> None:
             query_QD, document_MD = model(batch["query"], batch["document"])
             document_MD, ids_M, offset = gather_documents(accelerator, document_MD, batch["document_ids"])
             target_Q = batch["target"] + offset
-            mask_QM = ids_M[None, :] == batch["gold_ids"][:, None]
+            teacher_QM = collate.teacher_scores(batch["indices"], ids_M.tolist())
+            # a document counts once, whichever process brought it, and a query's own never as its negative
+            mask_QM = (ids_M[None, :] == batch["gold_ids"][:, None]) | repeated(ids_M)[None, :]
             mask_QM[range(len(target_Q)), target_Q] = False
             temperature = losses.temperature_at(batch["step"], steps, cfg.first_temperature, cfg.last_temperature)
             return losses.info_nce(
-                query_QD, document_MD, target_Q, temperature, mask_QM, teacher_QM=batch.get("teacher"),
+                query_QD, document_MD, target_Q, temperature, mask_QM,
+                teacher_QM=teacher_QM if teacher_QM is None else teacher_QM.to(query_QD.device),
                 teacher_temperature=distil.temperature if distil else 1.0,
                 distillation_weight=distil.weight if distil else 0.0,
             )  # fmt: skip
@@ -76,7 +79,7 @@ def main(cfg: Retriever) -> None:
         def rank(model: nn.Module, rows: Any, top_k: int) -> Any:
             return retrieval.rank(
                 model, rows, tokenizer, cfg.prompt_style, cfg.max_length_tokens, views=views, top_k=top_k,
-                max_tokens_per_batch=cfg.max_tokens_per_micro_batch,
+                max_tokens_per_batch=cfg.max_tokens_per_batch,
             )  # fmt: skip
 
         def evaluate(model: nn.Module) -> dict[str, float]:
@@ -88,8 +91,8 @@ def main(cfg: Retriever) -> None:
         micro_step = training.plain(loss, accelerator)
         if hard and hard.refresh_every_steps:
             micro_step = mining.refreshing(
-                micro_step, collate, lambda model: rank(model, data.train, hard.top), hard.refresh_every_steps,
-                run.folder / "hard_negatives",
+                micro_step, collate, lambda model: rank(accelerator.unwrap_model(model), data.train, hard.top),
+                hard.refresh_every_steps, run.folder / "hard_negatives", training.steps_done(run.folder),
             )  # fmt: skip
         progress = training.train(
             accelerator=accelerator, model=model, optimizer=optimizer, count=len(data.train), collate=collate,

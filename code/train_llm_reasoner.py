@@ -7,7 +7,7 @@ from torch import nn
 
 from podium import config, contracts, losses, modeling, optim, prompts, stage, tables, tokenization, training
 from podium.batching import chat
-from podium.batching.queries import QueryRows
+from podium.batching.queries import QueryRows, select
 from podium.engines import transformers as engine
 from podium.errors import sample
 from podium.modeling import LabelScorer
@@ -22,13 +22,7 @@ def with_targets(rows: QueryRows) -> tuple[QueryRows, list[str]]:
     if len(keep) < len(rows):
         absent = [rows.query_id[index] for index in range(len(rows)) if not rows.rationales[index]]
         print(f"warning: no gold rationale for query {sample(absent)}; these rows are not trained on")
-    chosen = QueryRows(
-        *(
-            [values[index] for index in keep]
-            for values in (rows.query_id, rows.text, rows.label, rows.source, rows.rationales)
-        ),
-        names=rows.names,
-    )
+    chosen = select(rows, keep)
     return chosen, [texts[0] for texts in chosen.rationales]
 
 

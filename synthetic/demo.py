@@ -7,8 +7,10 @@ batches, broken JSON, refusals. One run is killed half way and started again. En
 planned, kept, failed, unknown, usd_spent (the ledger's bill), usd_cap, paid_twice (as the server counted).
 """
 
+import importlib
 import json
 import os
+import runpy
 import shutil
 import signal
 import subprocess
@@ -52,31 +54,52 @@ def talk(url: str, value: dict | None = None) -> dict:
 
 def command(script: str, config: str, *overrides: str) -> list[str]:
     """A script of this folder with its published config and overrides."""
-    path = ROOT / "conf" / "synthetic" / config
-    return [sys.executable, str(HERE / script), "--config-path", str(path), *overrides]
+    return [str(HERE / script), "--config-path", str(ROOT / "conf" / "synthetic" / config), *overrides]
 
 
-def step(arguments: list[str], environment: dict[str, str]) -> None:
-    """Run one script; its output goes to ours.
+def start(arguments: list[str], quiet: bool = False) -> int:
+    """Run a script with its command line in a child that has our imports already; returns its process id."""
+    sys.stdout.flush()
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        if quiet:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        sys.argv = arguments
+        runpy.run_path(arguments[0], run_name="__main__")
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 0
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def step(arguments: list[str]) -> None:
+    """Run one script to its end.
 
     Raises:
         PodiumError: it failed (partial success is success enough for a demonstration with faults).
     """
-    print(f"\n$ python {' '.join([str(Path(arguments[1]).relative_to(ROOT)), *arguments[4:7]])} ...", flush=True)
-    code = subprocess.run(arguments, env=environment, cwd=ROOT).returncode
+    shown = [str(Path(path).relative_to(ROOT)) for path in (arguments[0], arguments[2])]
+    print(f"\n$ python {shown[0]} --config-path {shown[1]} ({len(arguments) - 3} overrides)", flush=True)
+    code = os.waitstatus_to_exitcode(os.waitpid(start(arguments), 0)[1])
     if code not in (0, 7):
-        raise PodiumError(f"{Path(arguments[1]).name} ended with exit code {code}; see its message above")
+        raise PodiumError(f"{shown[0]} ended with exit code {code}; see its message above")
 
 
-def kill_half_way(arguments: list[str], environment: dict[str, str], stats_url: str) -> None:
+def kill_half_way(arguments: list[str], stats_url: str) -> None:
     """Start a script and kill it, as kill -9 does, once the server has its first batch."""
-    print("\n$ the same, to be killed with its batches on the way", flush=True)
-    process = subprocess.Popen(arguments, env=environment, cwd=ROOT, stderr=subprocess.DEVNULL)
+    print("\n$ the same, and kill -9 as soon as the server has its first batch", flush=True)
+    child = start(arguments, quiet=True)
     limit = time.monotonic() + 30
-    while time.monotonic() < limit and process.poll() is None and talk(stats_url)["batches"] < 1:
+    while time.monotonic() < limit and talk(stats_url)["batches"] < 1:
         time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
 
 
 def run(output: Path) -> None:
@@ -91,10 +114,10 @@ def run(output: Path) -> None:
     author = ROOT / "tests" / "fake_llm_server.py"
     server = subprocess.Popen([sys.executable, str(author)], stdout=subprocess.PIPE, text=True)
     try:
-        assert_line = (server.stdout.readline() if server.stdout else "").strip()
-        if not assert_line.startswith("listening on "):
+        said = (server.stdout.readline() if server.stdout else "").strip()
+        if not said.startswith("listening on "):
             raise PodiumError(f"{author} did not start; run it by hand to see why")
-        url = assert_line.removeprefix("listening on ")
+        url = said.removeprefix("listening on ")
         pipeline(output, data, url)
         summary = summarise_run(output, url)
     finally:
@@ -119,7 +142,9 @@ def pipeline(output: Path, data: Path, url: str) -> None:
         price = {name: getattr(row, name) for name in names}
         config = {"seed": 11, "rates": FAULTS, "prices": price, "key": KEY, "author": "bank", "batch_seconds": 0.3}
         talk(f"{url}/n/{world}/_config", config)
-    environment = {**os.environ, "PODIUM_DEMO_KEY": KEY, "OMP_NUM_THREADS": "1"}
+    os.environ["PODIUM_DEMO_KEY"] = KEY
+    for module in ("anthropic", "openai", "sklearn.feature_extraction.text", "sklearn.manifold"):
+        importlib.import_module(module)
     shared = [
         f"max_usd={USD_CAP}",
         f"ledger={output / 'ledger.sqlite'}",
@@ -135,8 +160,9 @@ def pipeline(output: Path, data: Path, url: str) -> None:
     claude = [*shared, f"endpoint.base_url={url}/n/claude"]
     gpt = [*shared, f"endpoint.base_url={url}/n/gpt/v1"]
     step(
-        command("cluster_misconceptions.py", "conf_clusters.yaml", f"data_dir={data}", f"output_dir={output / 'clusters'}"),
-        environment,
+        command(
+            "cluster_misconceptions.py", "conf_clusters.yaml", f"data_dir={data}", f"output_dir={output / 'clusters'}"
+        ),
     )
     generate = command(
         "generate_claude.py",
@@ -147,11 +173,12 @@ def pipeline(output: Path, data: Path, url: str) -> None:
         "target_unseen=2",
         "target_seen=2",
         "max_rounds=2",
+        "many_shot_examples=20",
         *claude,
     )
-    step([*generate, "plan=true"], environment)
-    kill_half_way(generate, environment, f"{url}/n/claude/_stats")
-    step(generate, environment)
+    step([*generate, "plan=true"])
+    kill_half_way(generate, f"{url}/n/claude/_stats")
+    step(generate)
     step(
         command(
             "judge_oai.py",
@@ -161,7 +188,6 @@ def pipeline(output: Path, data: Path, url: str) -> None:
             f"output_dir={output / 'judgements'}",
             *gpt,
         ),
-        environment,
     )
     step(
         command(
@@ -173,7 +199,6 @@ def pipeline(output: Path, data: Path, url: str) -> None:
             f"ledger={output / 'ledger.sqlite'}",
             f"output_dir={output / 'silver'}",
         ),
-        environment,
     )
     step(
         command(
@@ -184,7 +209,6 @@ def pipeline(output: Path, data: Path, url: str) -> None:
             "most_rows=150",
             f"output_dir={output / 'cot_input'}",
         ),
-        environment,
     )
     step(
         command(
@@ -195,10 +219,9 @@ def pipeline(output: Path, data: Path, url: str) -> None:
             "mode=realtime",
             *claude,
         ),
-        environment,
     )
     cost = [f"ledger={output / 'ledger.sqlite'}", f"output={output / 'cost.json'}"]
-    step(command("cost.py", "conf_cost.yaml", *cost), environment)
+    step(command("cost.py", "conf_cost.yaml", *cost))
 
 
 def summarise_run(output: Path, url: str) -> dict:

@@ -91,7 +91,7 @@ def user_text(draft: dict, letter: str, name: str) -> str:
 
 
 def pairs_of(drafts: pd.DataFrame) -> dict[int, list[tuple[dict, str]]]:
-    """misconception id -> (draft, letter) in the order in which they are tried: by hash, so that rounds mix."""
+    """Misconception id -> (draft, letter) in the order in which they are tried: by hash, so that rounds mix."""
     pairs: dict[int, list[tuple[dict, str]]] = defaultdict(list)
     for draft in drafts.to_dict("records"):
         texts = (draft["QuestionText"], draft["ConstructName"], *(draft[name] for name in ANSWER))

@@ -48,7 +48,12 @@ def question(name: str, cluster: list[str], copied: list[str], rng: Random) -> d
     row |= {f"Answer{letter}Text": text for letter, text in zip(LETTERS, texts)}
     row |= {f"Misconception{letter}Name": "" for letter in LETTERS}
     row[f"Misconception{wrong}Name"] = name
-    _written[item.question] = {"right": item.right_answer, "wrong": item.wrong_answer, "name": name, "why": item.rationale}
+    _written[item.question] = {
+        "right": item.right_answer,
+        "wrong": item.wrong_answer,
+        "name": name,
+        "why": item.rationale,
+    }
     failing = rng.random()
     if failing < 0.04 and len(cluster) > 1:
         row[f"Misconception{wrong}Name"] = rng.choice([other for other in cluster if other != name])
@@ -78,22 +83,32 @@ def judge(prompt: str, rng: Random) -> dict:
     right = next((key for key, option in options.items() if option == known["right"]), "none")
     fits = options[letter] == known["wrong"] and name == known["name"]
     score = rng.choice([8, 9, 9, 10, 10, 10, 6]) if fits else rng.choice([0, 1, 2, 4])
-    return {"correct_option": right, "explanation": f"Worked as such a pupil would: {known['why']}"[:400], "score": score}
+    return {
+        "correct_option": right,
+        "explanation": f"Worked as such a pupil would: {known['why']}"[:400],
+        "score": score,
+    }
 
 
 def explain(prompt: str, rng: Random) -> str:
     """Six sentences; one answer in twenty gives the name away, one in twenty is too short."""
-    field = dict(re.findall(r"^(Question|Right answer|The pupil's answer|The misconception): (.*)$", prompt, re.MULTILINE))
+    field = dict(
+        re.findall(r"^(Question|Right answer|The pupil's answer|The misconception): (.*)$", prompt, re.MULTILINE)
+    )
     known = _written.get(field["Question"], {})
-    why = known.get("why", "The working goes astray").rstrip(".")
+    why = known.get("why", "The working goes astray").rpartition(": ")[2].rstrip(".")
     sentences = [
         "The pupil is asked to work out a result from the values in the question",
         f"Done properly, every step leads to {field['Right answer']}",
         f"This pupil's working was another one, namely this: {why}",
-        f"So the pupil ends at {field["The pupil's answer"]}",
+        "So the pupil ends at " + field["The pupil's answer"],
         "The first steps show that the quantities were read as they stand, so a slip in reading is unlikely",
-        rng.choice(["A nearby idea would have changed an earlier step and given another option",
-                    "Had a nearby idea been at work, an earlier line would differ and so would the answer"]),
+        rng.choice(
+            [
+                "A nearby idea would have changed an earlier step and given another option",
+                "Had a nearby idea been at work, an earlier line would differ and so would the answer",
+            ]
+        ),
     ]
     failing = rng.random()
     if failing < 0.05:

@@ -88,6 +88,11 @@ def tokens(text: str) -> int:
     return max(1, len(text) // 4)
 
 
+def identity_of(name: str) -> str:
+    """What is one purchase: the item and which answer of it this is (an answer that broke the rules is bought anew)."""
+    return "-".join(name.split("-")[:2])
+
+
 def author_of(world: World):
     return importlib.import_module("fake_llm_author").AUTHORS[world.author]
 
@@ -429,7 +434,7 @@ class Handler(BaseHTTPRequestHandler):
         if isinstance(problem, str):
             self.reply(400, error_body(api, "invalid_request_error", problem))
             return
-        identity = self.headers.get("x-client-request-id", "")[:40]
+        identity = identity_of(self.headers.get("x-client-request-id", ""))
         result = answer(world, api, body, identity, False, fault)
         if fault == "timeout_paid":
             time.sleep(world.rates.get("timeout_seconds", 0.6))
@@ -531,7 +536,7 @@ class Handler(BaseHTTPRequestHandler):
                 else:
                     line = {"response": {"status_code": status, "body": content}, "error": None}
             else:
-                result = answer(world, api, body, custom_id[:40], True, fault)
+                result = answer(world, api, body, identity_of(custom_id), True, fault)
                 if api == "messages":
                     line = {"result": {"type": "succeeded", "message": result}}
                 else:

@@ -172,6 +172,9 @@ def test_every_key_is_read(stage):
     blocks = {key for key in keys if any(other.startswith(f"{key}.") for other in keys)}
     unread = [key for key in keys if key not in blocks and key not in read]
     assert not unread, f"code/{APPS[stage]}.py never reads {unread}"
+    own = {key for key in keys_read(tree_of(module.main.body), {}, {"cfg": ""}) if key}
+    unknown = [key for key in own if not any(key == known or key.startswith(f"{known}.") for known in keys)]
+    assert not unknown, f"code/{APPS[stage]}.py reads {unknown}, which its settings do not have"
 
 
 def test_the_key_reader_notices_a_dead_key():

@@ -98,7 +98,9 @@ def test_both_graders_agree_on_numbers():
     assert 1500 < equal < 4500  # both verdicts occur often
     # ours alone accepts a gold answer of two decimals for its unrounded value; nothing else may differ
     unexplained = [
-        case for case in disagreements if not (case[2] and re.search(r"\.\d\d$", case[0]) and len(case[1]) > len(case[0]))
+        case
+        for case in disagreements
+        if not (case[2] and re.search(r"\.\d\d$", case[0]) and len(case[1]) > len(case[0]))
     ]
     assert not unexplained
 
@@ -108,7 +110,11 @@ def test_both_graders_agree_on_sets():
     equal = 0
     for _ in range(1000):
         gold = [int(n) for n in draw.integers(-4, 5, size=int(draw.integers(2, 4)))]
-        answer = list(draw.permutation(gold)) if draw.random() < 0.6 else [int(n) for n in draw.integers(-4, 5, size=len(gold))]
+        answer = (
+            list(draw.permutation(gold))
+            if draw.random() < 0.6
+            else [int(n) for n in draw.integers(-4, 5, size=len(gold))]
+        )
         texts = ["\\{" + ",".join(map(str, numbers)) + "\\}" for numbers in (gold, answer)]
         expected = plain_grade(texts[1], texts[0])
         equal += expected

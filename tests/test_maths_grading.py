@@ -3,7 +3,8 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from podium.maths.equivalence import Comparer
 from podium.maths.extraction import extract, extract_program_output, last_boxed
@@ -65,7 +66,15 @@ def written(number: int, places: int) -> str:
 @settings(max_examples=300, deadline=None)
 @given(integers)
 def test_an_integer_is_read_back_from_every_notation(number):
-    notations = [str(number), f"{number:,}", f"${number}$", f"**{number}**", f"{number}.", f"{number}.0", f"{number} apples"]
+    notations = [
+        str(number),
+        f"{number:,}",
+        f"${number}$",
+        f"**{number}**",
+        f"{number}.",
+        f"{number}.0",
+        f"{number} apples",
+    ]
     for notation in notations:
         quantity = parse_quantity(tidy(notation))
         assert quantity is not None and quantity.value == number, notation
@@ -159,7 +168,11 @@ def test_a_comparison_that_never_ends_is_killed_and_the_next_one_answers():
 
 def test_model_text_is_not_evaluated_as_python(tmp_path, comparer):
     target = tmp_path / "written"
-    for text in (f"__import__('os').system('touch {target}')", f"open('{target}','w')", f"exec('open(\"{target}\",\"w\")')"):
+    for text in (
+        f"__import__('os').system('touch {target}')",
+        f"open('{target}','w')",
+        f'exec(\'open("{target}","w")\')',
+    ):
         assert not grade(text, "7", "formula", equivalent=comparer.equivalent).correct
     assert not target.exists()
     assert comparer.contained

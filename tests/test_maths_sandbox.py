@@ -52,6 +52,13 @@ def descendants(pid: int) -> set[int]:
     return found
 
 
+def state(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except OSError:
+        return ""
+
+
 # Each program prints "ESCAPED" and what it got hold of if it succeeds. Those marked harmless do so outside the sandbox.
 ESCAPES = {
     # environment and files
@@ -129,14 +136,14 @@ HOGS = {
     "hang in C": ("print(pow(3, 10**9) > 0)", ("cpu", "timeout", "memory")),
     "hang in a regular expression": ("import re; re.match('(a+)+$', 'a' * 60 + 'b')", ("cpu", "timeout")),
     "memory bomb": ("x = [0] * 10**9", ("memory",)),
-    "slow memory bomb": ("x = []\nwhile True: x.append(bytearray(2**20))", ("memory",)),
+    "slow memory bomb": ("x = []\nwhile True: x.append(bytearray(2**20))", ("memory", "cpu", "timeout")),
     "output bomb": ("while True: print('x' * 1000)", ("output",)),
     "error output bomb": ("import sys\nwhile True: print('x' * 1000, file=sys.stderr)", ("output",)),
     "disk bomb": ("import os\nfor n in range(10**6):\n    open(f'f{n}', 'wb').write(bytes(2**20))", ("error",)),
     "many files": ("for n in range(10**6): open(f'f{n}', 'w').close()", ("error",)),
     "descriptor bomb": ("h = []\nwhile True: h.append(open('/tmp/x', 'w'))", ("error",)),
     "recursion": ("f = lambda n: f(n + 1)\nf(0)", ("error",)),
-    "deep recursion in C": ("import sys\nsys.setrecursionlimit(10**9)\nf = lambda n: f(n + 1) + [*map(f, [n])][0]\nf(0)", ("crash", "error", "memory", "cpu")),
+    "deep recursion in C": ("import sys\nsys.setrecursionlimit(10**9)\nf = lambda n: f(n + 1) + [*map(f, [n])][0]\nf(0)", ("crash", "error", "memory", "cpu", "timeout")),
     "deeply nested source": ("(" * 5000 + "1" + ")" * 5000, ("syntax", "memory", "error")),
     "abort": ("import os; os.abort()", ("crash",)),
     "segmentation fault": ("import ctypes; ctypes.string_at(0)", ("crash",)),
@@ -175,7 +182,9 @@ def test_the_escapes_are_real(name, outside):
     with_folder.mkdir(exist_ok=True)
     for path in with_folder.iterdir():
         path.unlink()
-    run = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, env=environment, cwd=with_folder)
+    run = subprocess.run(
+        [sys.executable, "-c", source], capture_output=True, text=True, env=environment, cwd=with_folder
+    )
     (outside / "written").unlink(missing_ok=True)
     assert "ESCAPED" in run.stdout, run
 
@@ -290,7 +299,7 @@ def test_isolation_is_told_and_a_weak_one_refused(sandbox):
 def test_namespaces_alone_hold_the_worst(outside):
     with Sandbox(1, LIMITS, without=("seccomp",)) as box:
         assert box.isolation.level == "namespaces" and box.isolation.safe
-        for name in ("environment", "secret file", "write outside", "kill the parent", "become root", "http", "mount"):
+        for name in ("environment", "secret file", "write outside", "proc root", "become root", "http", "mount"):
             result = box.run(ESCAPES[name][0].replace("{outside}", str(outside)))
             assert "ESCAPED" not in result.stdout, (name, result)
         family = descendants([z for z in box._idle.queue if z][0].process.pid)
@@ -302,7 +311,16 @@ def test_namespaces_alone_hold_the_worst(outside):
 
 
 def test_seccomp_allows_nothing_that_starts_or_reaches():
-    numbers = {"socket": 41, "connect": 42, "clone": 56, "fork": 57, "vfork": 58, "execve": 59, "kill": 62, "ptrace": 101}
+    numbers = {
+        "socket": 41,
+        "connect": 42,
+        "clone": 56,
+        "fork": 57,
+        "vfork": 58,
+        "execve": 59,
+        "kill": 62,
+        "ptrace": 101,
+    }
     numbers |= {"mount": 165, "unshare": 272, "setns": 308, "bpf": 321, "execveat": 322, "process_vm_readv": 310}
     allowed = {columns[0] for columns in seccomp.ALLOWED.values()}
     assert not {name for name, number in numbers.items() if number in allowed}
@@ -325,14 +343,12 @@ def run_without_leaks(programs: int) -> None:
         results = box.run_many(sources)
         assert [result.status for result in results] == ["ok", "error", "output", "crash"] * (programs // 4)
         assert _count_open_files() == held
-        assert [one.process.pid for one in box._idle.queue if one is not None].sort() == zygotes.sort()
+        assert sorted(one.process.pid for one in box._idle.queue if one is not None) == sorted(zygotes)
         for pid, count in files.items():
             assert len(os.listdir(f"/proc/{pid}/fd")) == count
         assert {pid for parent in zygotes for pid in descendants(parent)} == set(files)
     assert _count_open_files() == before
-    with pytest.raises(ChildProcessError):
-        while os.waitpid(-1, os.WNOHANG) != (0, 0):
-            pass
+    assert not [pid for pid in descendants(os.getpid()) if state(pid) == "Z"]
 
 
 def test_hundreds_of_programs_leave_no_process_and_no_descriptor():

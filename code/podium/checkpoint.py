@@ -85,16 +85,29 @@ def save(
     tensors, scalars = _optimizer_tensors(optimizer)
     save_file({name: t.contiguous() for name, t in trainable_tensors(model).items()}, temporary / "weights.safetensors")
     save_file(tensors, temporary / "optimizer.safetensors")
-    (temporary / "progress.json").write_text(json.dumps({"progress": progress, "optimizer_scalars": scalars}))
+    (temporary / "progress.json").write_text(
+        json.dumps({"progress": progress, "optimizer_scalars": scalars, "protect": protect})
+    )
     files = {p.name: {"bytes": p.stat().st_size, "sha256": contracts.sha256(p)} for p in sorted(temporary.iterdir())}
     (temporary / MANIFEST).write_text(json.dumps(files))
     contracts.publish_folder(temporary, final)
     if (problem := verify(final)) is not None:
         raise DataError(f"{final}: {problem} right after writing; is the disk failing? The previous state was kept")
-    for old, path in _steps(folder)[:-keep]:
-        if old != protect:
+    # a state newer than this one is damaged, or the run would have resumed from it: it does not count as kept
+    done = [(number, path) for number, path in _steps(folder) if number <= step]
+    protected = {_protected(path) for _, path in done[-keep:]}
+    for old, path in done[:-keep]:
+        if old not in protected:
             shutil.rmtree(path)
     return final
+
+
+def _protected(path: Path) -> int | None:
+    """The step that a state needs besides itself; None where the state is unreadable."""
+    try:
+        return json.loads((path / "progress.json").read_bytes())["protect"]
+    except (OSError, ValueError, KeyError):
+        return None
 
 
 def verify(path: Path) -> str | None:
@@ -125,8 +138,10 @@ def load_weights(path: str | Path, model: nn.Module) -> None:
     """Copy saved trainable tensors into the model.
 
     Raises:
-        DataError: names or shapes differ from the model's.
+        DataError: the state is damaged, or names or shapes differ from the model's.
     """
+    if (problem := verify(Path(path))) is not None:
+        raise DataError(f"{path}: {problem}; delete the folder `state` to start over")
     saved = load_file(Path(path) / "weights.safetensors")
     own = trainable_tensors(model)
     if set(saved) != set(own) or any(saved[name].shape != own[name].shape for name in own):

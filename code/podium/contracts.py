@@ -121,7 +121,20 @@ SCORES = Table(
         Column("score", pa.float64(), "logit difference or mean log-probability; higher is better"),
     ),
 )
-TABLES = (QUESTIONS, MISCONCEPTIONS, CANDIDATES, RATIONALES, SCORES)
+GROUPS = Table(
+    "groups",
+    ("query_id", "misconception_id"),
+    (
+        _QUERY_ID,
+        _MISCONCEPTION_ID,
+        Column(
+            "rank", pa.int64(), "rank in the candidates table; null for a gold misconception it lacked", nullable=True
+        ),
+        Column("label", pa.bool_(), "True on the gold misconception"),
+        Column("teacher_score", pa.float64(), "teacher's score; null where there is none", nullable=True),
+    ),
+)
+TABLES = (QUESTIONS, MISCONCEPTIONS, CANDIDATES, RATIONALES, SCORES, GROUPS)
 
 
 def _keys(rows: pd.DataFrame, names: tuple[str, ...]) -> str:
@@ -166,6 +179,7 @@ def write_table(frame: pd.DataFrame, path: str | Path, table: Table) -> Path:
     validate(frame, table, str(path))
     try:
         arrow = pa.Table.from_pandas(frame[[c.name for c in table.columns]], table.schema, preserve_index=False)
+        arrow = arrow.replace_schema_metadata()  # pandas' own notes would make equal tables differ in bytes
     except (pa.ArrowException, TypeError, ValueError) as error:
         raise DataError(f"{path}: values do not fit a {table.name} table ({error}); correct them") from None
     with atomic_file(path) as handle:

@@ -6,6 +6,12 @@ import torch
 from torch import Tensor
 
 
+def repeated(ids_M: Tensor) -> Tensor:
+    """(M,) True where an earlier column holds the same id: two processes may bring the same document."""
+    equal_MM = ids_M[:, None] == ids_M[None, :]
+    return equal_MM.tril(diagonal=-1).any(dim=1)
+
+
 def gather_documents(accelerator: Any, document_MD: Tensor, ids_M: Tensor) -> tuple[Tensor, Tensor, int]:
     """All processes' documents, differentiable, and where the own ones start.
 

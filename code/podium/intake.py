@@ -4,8 +4,10 @@ Every problem of a known kind ends in one DataError that names file, column, off
 remedy. Oddities that do no harm are returned as warnings, each with its count.
 """
 
+import csv
 import io
 import re
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,7 +36,9 @@ UNGROUPED_FOLD = 99
 
 @dataclass
 class Folder:
-    """An Eedi folder as read: ids are Int64, everything else text; absent parts are None."""
+    """An Eedi folder as read: ids are Int64, everything else text; absent parts are None. With a test key, the test
+    questions carry its labels.
+    """
 
     train: pd.DataFrame
     mapping: pd.DataFrame
@@ -69,24 +73,39 @@ def read_csv(path: Path, columns: list[str]) -> pd.DataFrame:
         raise DataError(f"{path}: NUL byte on line {line} ({text.count(chr(0))} in all); save the file again as CSV")
     if not text.strip():
         raise DataError(f"{path}: the file is empty; expected columns {', '.join(columns)}")
+    # not pandas.read_csv: it fills short rows with empty cells and cuts long ones
+    csv.field_size_limit(sys.maxsize)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
-        header = pd.read_csv(io.StringIO(text), header=None, nrows=1, dtype=str, keep_default_na=False).iloc[0].tolist()
-        doubled = sorted({name for name in header if header.count(name) > 1})
-        if doubled:
-            raise DataError(f"{path}: column {sample(doubled)} appears more than once; keep one of each")
-        if absent := [name for name in columns if name not in header]:
-            raise DataError(f"{path}: column {sample(absent)} is missing; the header has {', '.join(header)}")
-        # on_bad_lines only covers rows that are too long; index_col=False keeps them from shifting columns silently
-        frame = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False, index_col=False, on_bad_lines="error")
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, IndexError) as error:
-        message = re.sub(r"\s+", " ", str(error)).strip()
-        raise DataError(f"{path}: not a well-formed CSV ({message}); check quotes and commas") from None
-    if frame.empty:
+        lines = [(reader.line_num, row) for row in reader if row]
+    except csv.Error as error:
+        raise DataError(
+            f"{path}: not a well-formed CSV ({error}, line {reader.line_num}); check quotes and commas"
+        ) from None
+    header, lines = lines[0][1], lines[1:]
+    if doubled := sorted({name for name in header if header.count(name) > 1}):
+        raise DataError(f"{path}: column {sample(doubled)} appears more than once; keep one of each")
+    if absent := [name for name in columns if name not in header]:
+        raise DataError(f"{path}: column {sample(absent)} is missing; the header has {', '.join(header)}")
+    if not lines:
         raise DataError(f"{path}: header only, no rows; add data or give another file")
-    if frame.isna().any(axis=None):
-        short = (frame.index[frame.isna().any(axis=1)] + 2).tolist()
-        raise DataError(f"{path}: row {sample(short)} has fewer cells than the header; check quotes and commas")
-    return frame
+    if ragged := [line for line, row in lines if len(row) != len(header)]:
+        raise DataError(
+            f"{path}: line {sample(ragged)} has more or fewer cells than the {len(header)} of the header;"
+            f" check quotes and commas"
+        )
+    return pd.DataFrame([row for _, row in lines], columns=header, dtype=str)
+
+
+def encoding_oddities(paths: list[Path]) -> list[str]:
+    """Counted warnings about byte-order marks and Windows line ends, which are read as if they were not there."""
+    raw = {path: path.read_bytes() for path in paths if path.is_file()}
+    marked = [str(path) for path, data in raw.items() if data.startswith(b"\xef\xbb\xbf")]
+    ended = {str(path): data.count(b"\r\n") for path, data in raw.items() if b"\r\n" in data}
+    warnings = [f"{', '.join(marked)}: starts with a byte-order mark; ignored"] if marked else []
+    if ended:
+        warnings.append(f"{', '.join(ended)}: {sum(ended.values())} lines end in CRLF; read as line ends")
+    return warnings
 
 
 def parse_ids(values: pd.Series, where: str, nullable: bool = True) -> pd.Series:
@@ -95,15 +114,15 @@ def parse_ids(values: pd.Series, where: str, nullable: bool = True) -> pd.Series
     Raises:
         DataError: naming `where`, the offending values and their count.
     """
-    text = values.astype("string").fillna("").str.strip()
-    text = text.mask(text.str.casefold().isin(["nan", "<na>", "none"]), "")
-    plain = text.str.fullmatch(r"\d{1,18}(\.0*)?")
-    if (bad := ~plain & (text != "")).any():
-        raise DataError(f"{where}: not a whole number ≥ 0: {sample(text[bad].unique())}; correct the ids")
-    if not nullable and (text == "").any():
-        rows = (text.index[text == ""]).tolist()
+    texts = ["" if pd.isna(value) else str(value).strip() for value in values]
+    texts = ["" if text.casefold() in ("nan", "<na>", "none") else text for text in texts]
+    if bad := [text for text in dict.fromkeys(texts) if text and not re.fullmatch(r"[0-9]{1,18}(\.0*)?", text)]:
+        raise DataError(f"{where}: not a whole number ≥ 0: {sample(bad)}; correct the ids")
+    if not nullable and "" in texts:
+        rows = [row for row, text in enumerate(texts) if not text]
         raise DataError(f"{where}: empty id in data row {sample(rows)}; every row needs one")
-    return text.str.split(".").str[0].replace("", pd.NA).astype("Int64")
+    ids = [int(text.split(".")[0]) if text else pd.NA for text in texts]
+    return pd.Series(pd.array(ids, dtype="Int64"), index=values.index)
 
 
 def read_mapping(path: Path) -> pd.DataFrame:
@@ -171,6 +190,7 @@ def read_questions(path: Path, catalogue: set[int] | None, allow_empty_correct: 
     if empty_distractors.any():
         warnings.append(f"{path}: {int(empty_distractors.sum())} questions have empty wrong options")
 
+    on_correct = on_empty = 0
     for letter, column in zip(LETTERS, MISCONCEPTION, strict=True):
         if not labelled:
             frame[column] = pd.array([pd.NA] * len(frame), dtype="Int64")
@@ -182,14 +202,13 @@ def read_questions(path: Path, catalogue: set[int] | None, allow_empty_correct: 
             raise DataError(
                 f"{path}: {column} {sample(ids)} is not in misconception_mapping.csv; add it there or clear the cell"
             )
-        on_correct = (frame["CorrectAnswer"] == letter) & frame[column].notna()
-        if on_correct.any():
-            warnings.append(
-                f"{path}: {int(on_correct.sum())} correct options ({letter}) carry a misconception; ignored"
-            )
-        on_empty = blank[f"Answer{letter}Text"] & ~correct[f"Answer{letter}Text"] & frame[column].notna()
-        if on_empty.any():
-            warnings.append(f"{path}: {int(on_empty.sum())} empty options ({letter}) carry a misconception; kept")
+        is_correct = correct[f"Answer{letter}Text"]
+        on_correct += int((is_correct & frame[column].notna()).sum())
+        on_empty += int((blank[f"Answer{letter}Text"] & ~is_correct & frame[column].notna()).sum())
+    if on_correct:
+        warnings.append(f"{path}: {on_correct} correct options carry a misconception; ignored")
+    if on_empty:
+        warnings.append(f"{path}: {on_empty} empty options carry a misconception; kept")
     return frame[QUESTION_COLUMNS + MISCONCEPTION], warnings
 
 
@@ -202,14 +221,17 @@ def read_folds(path: Path, questions: pd.Series) -> tuple[pd.DataFrame, list[str
     try:
         frame = pq.read_table(path).to_pandas()
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: not a readable parquet file ({error}); produce it again, or delete it") from None
+        reason = re.sub(r"\s+", " ", str(error))
+        raise DataError(f"{path}: not a readable parquet file ({reason}); produce it again, or delete it") from None
     if absent := [name for name in ("QuestionId", "kfold") if name not in frame.columns]:
         raise DataError(f"{path}: column {sample(absent)} is missing; it has {list(frame.columns)}")
     frame = frame[["QuestionId", "kfold"]].copy()
     for column in frame.columns:
         frame[column] = parse_ids(frame[column], f"{path}: column {column}", nullable=False)
     if (doubled := frame["QuestionId"].duplicated()).any():
-        raise DataError(f"{path}: QuestionId {sample(frame.loc[doubled, 'QuestionId'])} appears more than once")
+        raise DataError(
+            f"{path}: QuestionId {sample(frame.loc[doubled, 'QuestionId'].tolist())} appears more than once"
+        )
     if (unknown := ~frame["QuestionId"].isin(questions)).any():
         ids = frame.loc[unknown, "QuestionId"].tolist()
         raise DataError(
@@ -236,6 +258,10 @@ def read_test_key(path: Path, test: pd.DataFrame, catalogue: set[int]) -> pd.Dat
         raise DataError(f"{path}: QuestionId_Answer {sample(frame.loc[bad, 'QuestionId_Answer'])} is not in test.csv")
     if (doubled := frame["QuestionId_Answer"].duplicated()).any():
         raise DataError(f"{path}: QuestionId_Answer {sample(frame.loc[doubled, 'QuestionId_Answer'])} appears twice")
+    correct = test["QuestionId"].astype(str) + "_" + test["CorrectAnswer"]
+    if (bad := frame["QuestionId_Answer"].isin(correct)).any():
+        shown = sample(frame.loc[bad, "QuestionId_Answer"])
+        raise DataError(f"{path}: QuestionId_Answer {shown} is the correct option in test.csv; remove the row")
     if (bad := ~frame["MisconceptionId"].isin(catalogue)).any():
         ids = frame.loc[bad, "MisconceptionId"].tolist()
         raise DataError(f"{path}: MisconceptionId {sample(ids)} is not in misconception_mapping.csv")
@@ -258,15 +284,23 @@ def read_folder(folder: str | Path, allow_empty_correct: bool = False) -> Folder
     train, warnings = read_questions(folder / "train.csv", catalogue, allow_empty_correct)
     if train[MISCONCEPTION].isna().all(axis=None):
         raise DataError(f"{folder / 'train.csv'}: no row carries a misconception id; there is nothing to learn from")
-    result = Folder(train, mapping, warnings=warnings)
+    files = ("train.csv", "misconception_mapping.csv", "test.csv", "test_key.csv", "synthetic.csv")
+    result = Folder(train, mapping, warnings=encoding_oddities([folder / name for name in files]) + warnings)
     if (path := folder / "folds.parquet").exists():
         result.folds, more = read_folds(path, train["QuestionId"])
         result.warnings += more
     if (path := folder / "test.csv").exists():
         result.test, more = read_questions(path, None, allow_empty_correct)
         result.warnings += more
+        if (shared := result.test["QuestionId"].isin(train["QuestionId"])).any():
+            ids = result.test.loc[shared, "QuestionId"].tolist()
+            raise DataError(f"{path}: QuestionId {sample(ids)} is also in train.csv; a test question must be a new one")
         if (key := folder / "test_key.csv").exists():
             result.test_key = read_test_key(key, result.test, catalogue)
+            gold = result.test_key.set_index("QuestionId_Answer")["MisconceptionId"]
+            for letter, column in zip(LETTERS, MISCONCEPTION, strict=True):
+                ids = result.test["QuestionId"].astype(str) + "_" + letter
+                result.test[column] = ids.map(gold).astype("Int64")
     return result
 
 

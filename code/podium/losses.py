@@ -50,6 +50,8 @@ def info_nce(
     if teacher_QM is not None:
         has_teacher_Q = ~torch.isnan(teacher_QM).any(-1)
         safe_QM = torch.nan_to_num(teacher_QM, nan=0.0)
+        if mask_QM is not None:
+            safe_QM = safe_QM.masked_fill(mask_QM, float("-inf"))
         soft_Q = soft_cross_entropy(scores_QM, safe_QM, teacher_temperature)
         mixed_Q = (1 - distillation_weight) * loss_Q + distillation_weight * soft_Q
         loss_Q = torch.where(has_teacher_Q, mixed_Q, loss_Q)

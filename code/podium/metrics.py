@@ -117,3 +117,28 @@ def paired_interval(better: np.ndarray, worse: np.ndarray, groups: np.ndarray) -
     difference = np.asarray(better, dtype=float) - np.asarray(worse, dtype=float)
     low, high = bootstrap_interval(difference, groups)
     return (float(difference.mean()), low, high)
+
+
+def list_figures(
+    lists: list[tuple[int, list[int]]], scores: list[np.ndarray], labels: list[int | None], seen: set[int]
+) -> dict[str, float]:
+    """MAP@25 of lists reordered by scores: a gold misconception outside its list counts 0. Ties keep the list's order.
+
+    Args:
+        lists: (row index, candidates) pairs.
+        scores: one (K,) array a list.
+        labels: gold id of every row.
+        seen: misconceptions that occur in training rows.
+
+    Returns:
+        {"map@25", "map@25/seen", "map@25/unseen", "in_list"}, parts without rows left out.
+    """
+    ranks = np.zeros(len(lists), dtype=np.int64)
+    gold = np.array([labels[index] for index, _ in lists])
+    for at, ((_, candidates), values) in enumerate(zip(lists, scores, strict=True)):
+        ordered = np.asarray(candidates)[np.argsort(-values, kind="stable")]
+        found = np.flatnonzero(ordered == gold[at])
+        ranks[at] = found[0] + 1 if len(found) else 0
+    means = split_mean(average_precision(ranks), ~np.isin(gold.astype(np.int64), sorted(seen)))
+    figures = {f"map@25/{part}": value for part, value in means.items() if value is not None and part != "all"}
+    return {"map@25": float(average_precision(ranks).mean()), **figures, "in_list": float((ranks > 0).mean())}

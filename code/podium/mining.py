@@ -54,11 +54,12 @@ def refreshing(
     mine: Callable[[nn.Module], pd.DataFrame],
     every_steps: int,
     folder: Path,
+    done: int,
 ) -> MicroStep:
     """A micro-step that mines new hard negatives every `every_steps` steps (num_workers must be 0 to see them).
 
-    Each mined table is written to `folder`, and read instead of mined when it is there, so a resumed run sees what the
-    uninterrupted one would have seen.
+    A table mined at step t serves the batches after t. Each is written to `folder`, and read instead of mined when it
+    is there; a run resumed after `done` steps starts with the newest one that the uninterrupted run had by then.
     """
     current = -1
 
@@ -78,9 +79,9 @@ def refreshing(
         collator.hard_negatives = negatives_of(mined, collator.rows, len(mined))
         current = step
 
-    newest = sorted(folder.glob("step-*"))
-    if newest:
-        load(int(newest[-1].name.split("-")[1]), None)
+    mined_at = [int(path.name.split("-")[1]) for path in folder.glob("step-*")]
+    if before := [step for step in mined_at if step < done]:
+        load(max(before), None)
 
     def step(model: nn.Module, batch: Batch, scale: float) -> tuple[float, dict[str, Any]]:
         due = batch["step"] // every_steps * every_steps

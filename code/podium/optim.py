@@ -32,9 +32,9 @@ def parameter_groups(
         non-empty groups, each with `name`, `params`, `names`, `lr`, `peak_lr`, `weight_decay`.
     """
     rates = {
-        "lora_a": lr_lora_a or lr,
-        "lora_b": lr_lora_b or lr,
-        "embeddings": lr_embeddings or lr,
+        "lora_a": lr if lr_lora_a is None else lr_lora_a,
+        "lora_b": lr if lr_lora_b is None else lr_lora_b,
+        "embeddings": lr if lr_embeddings is None else lr_embeddings,
         "no_decay": lr,
         "rest": lr,
     }

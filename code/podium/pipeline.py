@@ -40,6 +40,11 @@ class Step:
         return " ".join(["python", f"code/{self.script}.py", "--config-name", self.config_name, *self.arguments()])
 
 
+def steps_of(settings: list[Any]) -> list[Step]:
+    """Steps from their settings blocks (name, script, config, overrides)."""
+    return [Step(one.name, one.script, one.config, one.overrides) for one in settings]
+
+
 def _quoted(value: Any) -> str:
     """A value in Hydra's override grammar."""
     if value is None:

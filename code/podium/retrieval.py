@@ -22,6 +22,7 @@ def embed_queries(
     max_tokens_per_batch: int,
     *,
     use_rationale: bool,
+    quiet: bool = False,
 ) -> torch.Tensor:
     """(Q, D) embeddings of the rows; with rationales, the mean direction over each row's samples."""
     texts, owner = [], []
@@ -31,14 +32,23 @@ def embed_queries(
             texts.append(retrieval.query_text(rows, index, tokenizer, style, max_length_tokens, rationale=rationale))
             owner.append(index)
     vectors_ND = engine.embed(
-        embedder, texts, lambda part: retrieval.tokenize_queries(tokenizer, part), max_tokens_per_batch, "embed queries"
+        embedder,
+        texts,
+        lambda part: retrieval.tokenize_queries(tokenizer, part),
+        max_tokens_per_batch,
+        "embed queries",
+        quiet,
     )
     sums_QD = torch.zeros(len(rows), vectors_ND.shape[1]).index_add_(0, torch.tensor(owner), vectors_ND)
     return sums_QD / torch.bincount(torch.tensor(owner), minlength=len(rows))[:, None]
 
 
 def embed_catalogue(
-    embedder: Any, names: dict[int, str], tokenizer: PreTrainedTokenizerFast, max_tokens_per_batch: int
+    embedder: Any,
+    names: dict[int, str],
+    tokenizer: PreTrainedTokenizerFast,
+    max_tokens_per_batch: int,
+    quiet: bool = False,
 ) -> torch.Tensor:
     """(M, D) embeddings of the catalogue, in the order of `names`."""
     return engine.embed(
@@ -47,6 +57,7 @@ def embed_catalogue(
         lambda part: retrieval.tokenize_documents(tokenizer, part),
         max_tokens_per_batch,
         "embed names",
+        quiet,
     )
 
 
@@ -61,6 +72,7 @@ def rank(
     top_k: int,
     max_tokens_per_batch: int = 32768,
     source: str = "retriever",
+    quiet: bool = False,
 ) -> pd.DataFrame:
     """Ranked candidates of every row: cosine similarity, summed over the views.
 
@@ -74,11 +86,12 @@ def rank(
         top_k: candidates a query.
         max_tokens_per_batch: padded tokens of one forward.
         source: written to the table.
+        quiet: no progress bars.
 
     Returns:
         `contracts.CANDIDATES` rows.
     """
-    document_MD = embed_catalogue(embedder, rows.names, tokenizer, max_tokens_per_batch)
+    document_MD = embed_catalogue(embedder, rows.names, tokenizer, max_tokens_per_batch, quiet)
     # the sum of two views' scores is the score of the summed embeddings
     query_QD = torch.stack(
         [
@@ -90,6 +103,7 @@ def rank(
                 max_length_tokens,
                 max_tokens_per_batch,
                 use_rationale=view == "rationale",
+                quiet=quiet,
             )
             for view in views
         ]

@@ -165,6 +165,7 @@ class GenerateRationales:
 
     checkpoint: str
     tables: Annotated[list[str], Field(min_length=1)]
+    rows_per_fold: Positive | None
     output_dir: str
     device: Device
     samples: Positive
@@ -218,6 +219,9 @@ class Retriever:
     prompt_style: Style
     pooling: Literal["last", "mean", "cls"]
     max_length_tokens: Positive
+    max_tokens_per_batch: Positive
+    """Padded tokens of one forward at evaluations and while mining."""
+    max_tokens_per_batch: Positive
     topic_dropout: Fraction
     rationale_dropout: Fraction
     first_temperature: Annotated[float, Field(gt=0)]
@@ -240,6 +244,7 @@ class MineCandidates:
 
     checkpoint: str
     tables: Annotated[list[str], Field(min_length=1)]
+    rows_per_fold: Positive | None
     questions_dir: str
     rationales: str | None
     output_dir: str
@@ -254,6 +259,116 @@ class MineCandidates:
             raise ValueError(f"views {self.views}: name each view once")
         if "rationale" in self.views and self.rationales is None:
             raise ValueError("view `rationale` needs rationales=<folder written by generate_llm_reasoner.py>")
+
+
+@dataclass(config=STRICT, kw_only=True)
+class Band:
+    """Ranks first … last of a candidate list, each kept with probability `keep`."""
+
+    first: Positive
+    last: Positive
+    keep: Fraction
+
+    def __post_init__(self) -> None:
+        if self.first > self.last:
+            raise ValueError(f"band {self.first}–{self.last} is empty")
+
+
+@dataclass(config=STRICT, kw_only=True)
+class PrepareRankerData:
+    """code/prepare_ranker_data.py."""
+
+    questions_dir: str
+    candidates: str
+    teacher: str | None
+    output_dir: str
+    train_folds: list[NotNegative]
+    validation_fold: NotNegative
+    bands: Annotated[list[Band], Field(min_length=1)]
+    negatives_per_query: Positive
+    validation_depth: Positive
+    never_positive_share: Fraction
+    seed: int
+
+
+@dataclass(config=STRICT, kw_only=True)
+class Teacher:
+    """Distillation from the teacher_score column of the groups table."""
+
+    temperature: Annotated[float, Field(gt=0)]
+    weight: Fraction
+
+
+@dataclass(config=STRICT, kw_only=True)
+class Ranker:
+    """code/train_ranker_pointwise.py and code/train_ranker_listwise.py."""
+
+    output_dir: str
+    use_wandb: bool
+    full_fit: bool
+    device: Device
+    data: Data
+    groups: str
+    rationales: str | None
+    unlabelled_sources: list[str]
+    model: Model
+    optimizer: Optimizer
+    loop: Loop
+    distillation: Teacher | None
+    prompt_style: Style
+    max_length_tokens: Positive
+    max_tokens_per_micro_batch: Positive
+    candidates_per_group: Annotated[list[int], Field(min_length=1)]
+    validation_depth: Positive
+    topic_dropout: Fraction
+    rationale_dropout: Fraction
+    label_smoothing: Fraction
+    auxiliary_weight: Rate
+
+
+@dataclass(config=STRICT, kw_only=True)
+class ScoreCandidates:
+    """code/score_candidates.py."""
+
+    checkpoint: str
+    tables: Annotated[list[str], Field(min_length=1)]
+    questions_dir: str
+    candidates: str
+    rationales: str | None
+    output_dir: str
+    device: Device
+    views: Annotated[list[Literal["plain", "rationale"]], Field(min_length=1)]
+    folds: list[NotNegative]
+    top_k: Positive
+    max_tokens_per_batch: Positive
+    allow_in_sample: bool
+
+    def __post_init__(self) -> None:
+        if "rationale" in self.views and self.rationales is None:
+            raise ValueError("view `rationale` needs rationales=<folder written by generate_llm_reasoner.py>")
+
+
+@dataclass(config=STRICT, kw_only=True)
+class BlendScores:
+    """code/blend_scores.py."""
+
+    questions_dir: str
+    candidates: str
+    scores: Annotated[list[str], Field(min_length=1)]
+    output_dir: str
+    validation_fold: NotNegative
+    top_k: Positive
+    weights_from: str | None
+
+
+@dataclass(config=STRICT, kw_only=True)
+class Submit:
+    """code/write_submission.py."""
+
+    questions_dir: str
+    candidates: str
+    output_dir: str
+    length: Positive
 
 
 def as_dict(block: Any) -> dict[str, Any]:
@@ -280,7 +395,7 @@ class Report:
     stages: dict[str, str]
     losses: dict[str, str]
     rationales: str | None
-    blend: str | None
+    blends: dict[str, str]
     train_folds: list[NotNegative]
 
 
@@ -292,6 +407,33 @@ class Step:
     script: str
     config: str
     overrides: dict[str, Any]
+
+
+@dataclass(config=STRICT, kw_only=True)
+class Predict:
+    """code/predict.py."""
+
+    data_dir: str
+    checkpoints: str
+    output_dir: str
+    fresh: bool
+    steps: Annotated[list[Step], Field(min_length=1)]
+
+
+@dataclass(config=STRICT, kw_only=True)
+class Ask:
+    """code/ask.py."""
+
+    chain: str
+    question: str | None
+    correct: str | None
+    wrong: str | None
+    construct: str
+    subject: str
+    top_k: Positive
+    max_new_tokens: Positive
+    device: Device
+    json: bool
 
 
 @dataclass(config=STRICT, kw_only=True)

@@ -130,7 +130,9 @@ def run(script: str, settings: Any, inputs: dict[str, str | Path | None]) -> Ite
 
 def command_line() -> str:
     """The command that started this process, for the line that says how to resume."""
-    return " ".join(["python", *sys.argv[:1], *[a.removeprefix("++") for a in sys.argv[1:] if a not in config.QUIET_HYDRA]])
+    return " ".join(
+        ["python", *sys.argv[:1], *[a.removeprefix("++") for a in sys.argv[1:] if a not in config.QUIET_HYDRA]]
+    )
 
 
 def make_accelerator(device: str) -> Any:

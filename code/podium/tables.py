@@ -38,6 +38,24 @@ def even_sample(frame: pd.DataFrame, count: int | None) -> pd.DataFrame:
     return frame.iloc[[position * len(frame) // count for position in range(count)]].reset_index(drop=True)
 
 
+def read_tables(paths: list[str], rows_per_fold: int | None) -> pd.DataFrame:
+    """Question tables joined for inference.
+
+    Training rows (those with a fold) without a label are left out, since nothing is learnt or measured on them; of the
+    labelled ones at most `rows_per_fold` a fold are taken, spread evenly. Test rows are always taken, all of them.
+
+    Raises:
+        DataError: the tables share query ids.
+    """
+    table = pd.concat([contracts.read_table(path, contracts.QUESTIONS) for path in paths], ignore_index=True)
+    contracts.validate(table, contracts.QUESTIONS, " + ".join(map(str, paths)))
+    parts = [table[table["fold"].isna()]]
+    labelled = questions.labelled_rows(table[table["fold"].notna()])
+    for _, rows in labelled.groupby("fold"):
+        parts.append(even_sample(rows, rows_per_fold))
+    return pd.concat(parts, ignore_index=True)
+
+
 def read_training_tables(
     questions_dir: str | Path,
     train_folds: list[int],

@@ -25,7 +25,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from podium import checkpoint, optim, rng
+from podium import checkpoint, contracts, optim, rng
 from podium.errors import DataError, InterruptedRun
 from podium.losses import Loss
 
@@ -115,8 +115,14 @@ def mean_loss(
 
 def total_steps(count: int, batch_size: int, epochs: float | None, max_steps: int | None) -> int:
     """Optimizer steps of a run: `epochs` over `count` samples, cut at `max_steps`."""
-    whole = math.ceil(count / batch_size * epochs) if epochs is not None else None
+    whole = math.ceil(math.ceil(count / batch_size) * epochs) if epochs is not None else None
     return min(value for value in (whole, max_steps) if value is not None)
+
+
+def steps_done(output_dir: Path) -> int:
+    """The step from which `train` would resume."""
+    found = checkpoint.latest(output_dir / "state")
+    return 0 if found is None else int(found.name.split("-")[1])
 
 
 @contextlib.contextmanager
@@ -151,7 +157,7 @@ def _log_upto(path: Path, step: int) -> None:
         lines = [
             line for line in path.read_text().splitlines() if line.endswith("}") and json.loads(line)["step"] <= step
         ]
-        path.write_text("".join(line + "\n" for line in lines))
+        contracts.write_text(path, "".join(line + "\n" for line in lines))
 
 
 def train(
@@ -236,7 +242,13 @@ def train(
             if log is not None:
                 log(line)
 
+    saved = progress.step
+
     def save() -> None:
+        nonlocal saved
+        if saved == progress.step:
+            return
+        saved = progress.step
         if accelerator.is_main_process:
             checkpoint.save(
                 state_dir, progress.step, raw_model, optimizer, dataclasses.asdict(progress), keep, progress.best_step

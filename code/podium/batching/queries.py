@@ -38,6 +38,18 @@ class QueryRows:
         return self.rationales[index][int(generator.integers(len(self.rationales[index])))]
 
 
+def select(rows: QueryRows, keep: list[int]) -> QueryRows:
+    """The rows at the given positions, with the whole catalogue."""
+    return QueryRows(
+        query_id=[rows.query_id[at] for at in keep],
+        text=[rows.text[at] for at in keep],
+        label=[rows.label[at] for at in keep],
+        source=[rows.source[at] for at in keep],
+        rationales=[rows.rationales[at] for at in keep],
+        names=rows.names,
+    )
+
+
 def make_rows(
     queries: pd.DataFrame,
     misconceptions: pd.DataFrame,
@@ -50,7 +62,7 @@ def make_rows(
         queries: `contracts.QUESTIONS` rows.
         misconceptions: `contracts.MISCONCEPTIONS` rows.
         rationales: `contracts.RATIONALES` rows, or None.
-        require_rationales: every query must have one.
+        require_rationales: every query must be in the rationales table.
 
     Raises:
         DataError: rationales are required and some query has none.
@@ -61,7 +73,9 @@ def make_rows(
         for query_id, text in zip(ordered["query_id"], ordered["text"], strict=True):
             if text.strip():
                 texts.setdefault(query_id, []).append(text.strip())
-    if require_rationales and (absent := [query for query in queries["query_id"] if query not in texts]):
+    # a generated text may be empty; the query then counts as asked, and goes without
+    asked = set() if rationales is None else set(rationales["query_id"])
+    if require_rationales and (absent := [query for query in queries["query_id"] if query not in asked]):
         raise DataError(
             f"no rationale for query {sample(absent)}; run code/generate_llm_reasoner.py on this question table"
         )

@@ -55,26 +55,29 @@ class RetrievalCollator:
                 extra += [pool[position] for position in generator.choice(len(pool), size=take, replace=False)]
         documents = list(dict.fromkeys([*gold, *extra]))
         column = {document: position for position, document in enumerate(documents)}
-        batch: dict[str, Any] = {
+        batch = {
             "query": tokenize_queries(self.tokenizer, texts),
             "document": tokenize_documents(self.tokenizer, [self.rows.names[one] for one in documents]),
             "target": torch.tensor([column[label] for label in gold]),
             "document_ids": torch.tensor(documents),
             "gold_ids": torch.tensor(gold),
+            "indices": ids.tolist(),
             "weight": float(len(ids)),
         }
-        if self.teacher is not None:
-            batch["teacher"] = torch.tensor(
-                [
-                    [self.teacher.get((self.rows.query_id[index], document), float("nan")) for document in documents]
-                    for index in ids.tolist()
-                ]
-            )
-            # a query with some teacher scores treats the documents without one as far below its weakest
-            known = ~torch.isnan(batch["teacher"])
-            some = known.any(dim=1, keepdim=True)
-            batch["teacher"] = torch.where(some & ~known, torch.tensor(-10.0), batch["teacher"])
         return [batch]
+
+    def teacher_scores(self, indices: list[int], documents: list[int]) -> torch.Tensor | None:
+        """(Q, M) teacher scores of queries by row index, for the documents of all processes; None without a teacher.
+
+        A query with some scores treats the documents without one as far below its weakest; a query with none is nan.
+        """
+        if self.teacher is None:
+            return None
+        queries = [self.rows.query_id[index] for index in indices]
+        scores_QM = torch.tensor([[self.teacher.get((q, d), float("nan")) for d in documents] for q in queries])
+        known_QM = ~torch.isnan(scores_QM)
+        some_Q1 = known_QM.any(dim=1, keepdim=True)
+        return torch.where(some_Q1 & ~known_QM, torch.tensor(-10.0), scores_QM)
 
 
 def query_text(

@@ -1,6 +1,7 @@
 """Generation and embedding with transformers: the engine that runs on any machine."""
 
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,9 +24,10 @@ class Generation:
     n_tokens: int
 
 
-def progress(items: Iterator[Any] | list[Any], total: int, what: str, unit: str) -> tqdm:
-    """A progress bar with rate and ETA that stays quiet in log files."""
-    return tqdm(items, total=total, desc=what, unit=unit, mininterval=0.5, maxinterval=5, dynamic_ncols=True)
+def progress(total: int, what: str, unit: str, quiet: bool = False) -> tqdm:
+    """A progress bar with rate and ETA; updated rarely where it lands in a log file."""
+    interval = 0.5 if sys.stderr.isatty() else 10
+    return tqdm(total=total, desc=what, unit=unit, mininterval=interval, maxinterval=2 * interval, disable=quiet)
 
 
 @torch.inference_mode()
@@ -42,6 +44,7 @@ def generate(
     seed: int = 0,
     skip: frozenset[int] = frozenset(),
     on_batch: Callable[[list[int], list[Generation]], None] | None = None,
+    quiet: bool = False,
 ) -> list[Generation | None]:
     """Complete token-id prompts, in batches of similar length.
 
@@ -57,6 +60,7 @@ def generate(
         seed: of the sampling, with the batch's first index: a batch's texts do not depend on those before it.
         skip: indices that are done already; a batch is left out when all of its indices are.
         on_batch: receives indices and completions of every finished batch (to save partial work).
+        quiet: no progress bar.
 
     Returns:
         completions in the order of `prompts`, None where skipped.
@@ -72,7 +76,7 @@ def generate(
     )
     results: list[Generation | None] = [None] * len(prompts)
     chunks = list(by_length([len(ids) + max_new_tokens for ids in prompts], max_tokens_per_batch))
-    with progress([], len(prompts), "generate", "row") as bar:
+    with progress(len(prompts), "generate", "row", quiet) as bar:
         for chunk in chunks:
             if skip.issuperset(chunk):
                 bar.update(len(chunk))
@@ -118,13 +122,14 @@ def embed(
     tokenize: Callable[[list[str]], dict[str, torch.Tensor]],
     max_tokens_per_batch: int,
     what: str = "embed",
+    quiet: bool = False,
 ) -> torch.Tensor:
     """(N, D) embeddings of the texts; each distinct text is encoded once, in batches of similar length."""
     unique = list(dict.fromkeys(texts))
     device = next(embedder.parameters()).device
     lengths = tokenize(unique)["attention_mask"].sum(1).tolist() if unique else []
     parts: list[torch.Tensor | None] = [None] * len(unique)
-    with progress([], len(unique), what, "text") as bar:
+    with progress(len(unique), what, "text", quiet) as bar:
         for chunk in by_length(lengths, max_tokens_per_batch):
             batch = {key: value.to(device) for key, value in tokenize([unique[i] for i in chunk]).items()}
             assert_embedder: Embedder = embedder  # type: ignore[assignment]

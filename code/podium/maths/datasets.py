@@ -201,7 +201,8 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
                         f"{path}, line {number}: neither JSON nor JSON lines ({error}); download it again"
                     ) from None
     if isinstance(loaded, dict):
-        loaded = [loaded] if {"question", "Question"} & set(loaded) else list(loaded.values())
+        is_table = loaded and all(isinstance(value, dict) for value in loaded.values())
+        loaded = list(loaded.values()) if is_table else [loaded]  # rows by id, or JSON lines with a single line
     if not isinstance(loaded, list) or not loaded:
         raise DataError(f"{path}: holds no rows; download it again")
     if bad := [index for index, row in enumerate(loaded) if not isinstance(row, dict)]:

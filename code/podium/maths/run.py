@@ -138,7 +138,7 @@ def write_metrics(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
             metrics[name]["pot_or_cot"] = evaluation.summary(evaluation.either(modes["pot"], modes["cot"]))
     shared = [mode for mode in ("cot", "pot", "pot_or_cot") if metrics and all(mode in one for one in metrics.values())]
     macro = {mode: sum(one[mode]["accuracy"] for one in metrics.values()) / len(metrics) for mode in shared}
-    result = {**facts, "sets": metrics, "macro_average": macro}
+    result: dict[str, Any] = json.loads(json.dumps({**facts, "sets": metrics, "macro_average": macro}))
     contracts.write_json(folder / "metrics.json", result)
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     rows = {path.stem: len(evaluation.read_records(path)) for path in sorted(folder.glob("*.jsonl"))}

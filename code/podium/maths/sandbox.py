@@ -23,7 +23,7 @@ from podium.maths.frames import read_frame, write_frame
 
 SOURCE_BYTES = 60_000
 START_SECONDS = 30.0
-GRACE_SECONDS = 10.0
+GRACE_SECONDS = 30.0
 CODE = Path(__file__).resolve().parents[2]
 
 LEVELS = ("limits", "seccomp", "namespaces", "full")

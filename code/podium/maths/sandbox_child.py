@@ -40,6 +40,11 @@ def _import_what_it_mentions(source: str) -> None:
             gc.freeze()
 
 
+def _last_words(error: BaseException) -> str:
+    """What Python prints last about an exception, its end if it is long."""
+    return "".join(traceback.format_exception_only(error)).strip()[-1000:]
+
+
 def _program(source: str, limits: dict[str, int], state: dict[str, Any], output: int, errors: int) -> None:
     """Contain this process, run the program, and leave; never returns."""
     os.dup2(state["null"], 0)
@@ -72,9 +77,9 @@ def _program(source: str, limits: dict[str, int], state: dict[str, Any], output:
     except (SyntaxError, ValueError) as error:
         # ValueError: a NUL byte or a lone surrogate in the source, or one that the program raised itself
         code = EXIT_SYNTAX if isinstance(error, SyntaxError) else EXIT_ERROR
-        print("".join(traceback.format_exception_only(error)).strip(), file=sys.stderr)
+        print(_last_words(error), file=sys.stderr)
     except BaseException as error:  # whatever a program raises is its result; the process ends right after
-        print("".join(traceback.format_exception_only(error)).strip(), file=sys.stderr)
+        print(_last_words(error), file=sys.stderr)
     finally:
         for stream in (sys.stdout, sys.stderr):
             try:
@@ -197,7 +202,7 @@ def _outcome(verdict: str, status: int, cpu: float, limits: dict[str, int]) -> s
         return verdict
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
-        spent = number == signal.SIGXCPU or (number == signal.SIGKILL and cpu >= limits["cpu_seconds"] - 0.1)
+        spent = number == signal.SIGXCPU or (number == signal.SIGKILL and cpu >= 0.7 * limits["cpu_seconds"])
         return "cpu" if spent else "crash"
     return {0: "ok", EXIT_MEMORY: "memory", EXIT_SYNTAX: "syntax", EXIT_SETUP: "lost"}.get(
         os.WEXITSTATUS(status), "error"

@@ -18,7 +18,7 @@ def wilson(correct: int, total: int, z: float = Z95) -> tuple[float, float]:
     scale = 1 + z * z / total
     middle = (share + z * z / (2 * total)) / scale
     half = z / scale * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
-    return max(0.0, middle - half), min(1.0, middle + half)
+    return 0.0 if correct == 0 else middle - half, 1.0 if correct == total else middle + half
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ def agreement(first: list[dict], second: list[dict], good_score: int) -> dict[st
     """Agreement on the pairs that both have judged.
 
     Args:
-        first, second: rows with draft_id, letter, score.
+        first: rows with draft_id, letter, score.
+        second: the same of the other judge.
         good_score: a score from here on is "good".
 
     Returns:

@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
-from sklearn.feature_extraction.text import TfidfVectorizer
 
 from podium.intake import ANSWER, LETTERS, MISCONCEPTION
 from podium.synthetic import checks
@@ -114,11 +113,14 @@ def merge_names(catalogue: pd.DataFrame, outside: pd.DataFrame) -> tuple[pd.Data
     .95 to .995 one cannot tell, and they are dropped; below that they are new and get ids after our last one.
 
     Args:
-        catalogue, outside: MisconceptionId, MisconceptionName.
+        catalogue: MisconceptionId, MisconceptionName.
+        outside: the same of the other data set.
 
     Returns:
         the widened catalogue, and outside id -> our id (None: dropped).
     """
+    from sklearn.feature_extraction.text import TfidfVectorizer  # seconds to import, and most runs merge nothing
+
     ours = {" ".join(tokenize(name)): key for key, name in _pairs(catalogue)}
     names = catalogue["MisconceptionName"].tolist() + outside["MisconceptionName"].tolist()
     vectors = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4), sublinear_tf=True).fit_transform(names)

@@ -8,8 +8,9 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from podium.synthetic.ledger import Claim, Ledger
+from podium.synthetic.ledger import Ledger
 from podium.synthetic.prices import Price, actual_nano, most_nano
+from podium.synthetic.records import Claim
 from podium.synthetic.settings import Endpoint, Pace
 from podium.synthetic.work import FollowUp, Request, Usage, most_input_tokens, most_output_tokens
 
@@ -90,21 +91,21 @@ def judge(job: Job, claim: Claim, payload: Any) -> Verdict:
 
 
 def record(ledger: Ledger, job: Job, claim: Claim, verdict: Verdict, raw: str, batch: str | None = None) -> bool:
-    """Write an arrival and its verdict in one commit; False if the item was settled before or is no longer ours."""
-    with ledger.transaction():
-        ledger.receive("answer", raw, item=claim.item, batch=batch)
-        settled = ledger.settle(
-            claim.item,
-            verdict.state,
-            paid=verdict.paid,
-            batch=batch,
-            reason=verdict.reason,
-            answer=verdict.answer,
-            follow_up=verdict.follow_up,
-        )
-        if settled and verdict.state != "unknown":
-            charged = claim.held if verdict.paid is None else verdict.paid
-            ledger.count_usage(claim.item, "batch" if job.batch else "realtime", verdict.usage, charged)
+    """Write an arrival and its verdict, inside the caller's transaction; False if the item is not ours to settle."""
+    ledger.receive("answer", raw, item=claim.item, batch=batch)
+    settled = ledger.settle(
+        claim.item,
+        verdict.state,
+        paid=verdict.paid,
+        batch=batch,
+        reason=verdict.reason,
+        answer=verdict.answer,
+        follow_up=verdict.follow_up,
+    )
+    billed = verdict.paid != 0 or verdict.usage is not None
+    if settled and billed and verdict.state != "unknown":
+        charged = claim.held if verdict.paid is None else verdict.paid
+        ledger.count_usage(claim.item, "batch" if job.batch else "realtime", verdict.usage, charged)
     return settled
 
 

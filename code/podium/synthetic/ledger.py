@@ -19,64 +19,16 @@ import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from podium.errors import DataError, PodiumError
+from podium.errors import DataError
 from podium.synthetic.ledger_tables import APPEND_ONLY, TABLES, VERSION
+from podium.synthetic.projections import project_batch, project_item
+from podium.synthetic.records import Claim, Outcome
 from podium.synthetic.secrets import scrub
 from podium.synthetic.work import FollowUp, Request, Usage
-
-OPEN_STATES = ("planned", "reserved", "submitted")
-FINAL_STATES = ("succeeded", "failed", "refused", "unknown")
-MOVES = {
-    None: {"planned"},
-    "planned": {"reserved", "failed"},
-    "reserved": {"submitted", "planned", "unknown"},
-    "submitted": {"planned", "succeeded", "failed", "refused", "unknown"},
-    "unknown": {"reserved"},
-    "failed": {"planned"},
-    "refused": set(),
-    "succeeded": set(),
-}
-
-
-@dataclass(frozen=True)
-class Claim:
-    """An item reserved for sending. `turn` counts paid answers so far, `losses` requests of unknown fate."""
-
-    item: str
-    turn: int
-    errors: int
-    losses: int
-    held: int
-    follow_up: FollowUp | None
-
-
-@dataclass(frozen=True)
-class Batch:
-    """A batch at a vendor, or (no vendor_id) one that may have reached it."""
-
-    batch: str
-    stage: str
-    owner: str
-    created: float
-    count: int
-    state: str
-    vendor_id: str | None
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """The end of one item; `answer` is the accepted JSON text of a succeeded one."""
-
-    item: str
-    label: str
-    state: str
-    reason: str | None
-    answer: str | None
-    nano: int
 
 
 class Ledger:
@@ -185,7 +137,7 @@ class Ledger:
                 )
                 if cursor.rowcount:
                     added += 1
-                    self._append(item, "planned", 0)
+                    self.append(item, "planned", 0)
         return added
 
     def _blob(self, value: Any) -> str:
@@ -194,7 +146,7 @@ class Ledger:
         self.connection.execute("INSERT OR IGNORE INTO blobs VALUES (?, ?)", (sha, zlib.compress(body, 1)))
         return sha
 
-    def _append(
+    def append(
         self,
         item: str,
         state: str,
@@ -212,54 +164,7 @@ class Ledger:
             "INSERT INTO events (time, item, state, nano, owner, batch, reason, follow_up, unpaid) VALUES (?,?,?,?,?,?,?,?,?)",
             (time.time(), item, state, nano, self.owner, batch, reason, follow, int(unpaid)),
         )
-        self._project(item, state, nano, self.owner, batch, reason, follow, unpaid)
-
-    def _project(
-        self,
-        item: str,
-        state: str,
-        nano: int,
-        owner: str,
-        batch: str | None,
-        reason: str | None,
-        follow_up: str | None,
-        unpaid: bool,
-    ) -> None:
-        row = self.connection.execute("SELECT state, held FROM current WHERE item = ?", (item,)).fetchone()
-        before, held = row or (None, 0)
-        if state not in MOVES[before]:
-            raise PodiumError(f"{self.path}: item {item[:12]} cannot go from {before} to {state}; please report this")
-        if nano:
-            self.connection.execute("UPDATE bill SET nano = nano + ?", (nano,))
-        if before is None:
-            stage = self.connection.execute("SELECT stage FROM items WHERE item = ?", (item,)).fetchone()[0]
-            self.connection.execute(
-                "INSERT INTO current VALUES (?, ?, 'planned', NULL, NULL, 0, 0, 0, 0, 0, NULL, NULL)", (item, stage)
-            )
-            return
-        holds = state in ("reserved", "submitted")
-        answered = before == "submitted" and not unpaid and state in ("planned", "succeeded", "failed", "refused")
-        restarted = before == "failed"
-        self.connection.execute(
-            "UPDATE current SET state = ?, owner = ?, batch = ?, nano = nano + ?, held = ?, turn = turn + ?, "
-            "errors = CASE WHEN ? THEN 0 ELSE errors + ? END, losses = losses + ?, reason = ?, "
-            "follow_up = CASE WHEN ? THEN NULL ELSE coalesce(?, follow_up) END WHERE item = ?",
-            (
-                state,
-                owner if holds else None,
-                batch if holds else None,
-                nano,
-                held + nano if holds else 0,
-                int(answered),
-                restarted,
-                int(unpaid),
-                int(state == "unknown"),
-                reason,
-                restarted,
-                follow_up,
-                item,
-            ),
-        )
+        project_item(self.connection, item, state, nano, self.owner, batch, reason, follow, unpaid)
 
     def claim(
         self,
@@ -268,7 +173,8 @@ class Ledger:
         cost: Callable[[str, FollowUp | None], int],
         resend_unknown: int,
         batch: str | None = None,
-        fits: Callable[[str, FollowUp | None], bool] = lambda item, follow_up: True,
+        place: str = "",
+        fits: Callable[[str, int, FollowUp | None], bool] = lambda item, turn, follow_up: True,
     ) -> tuple[list[Claim], bool]:
         """Reserve wanted items for sending, as far as the bill stays within the cap.
 
@@ -278,6 +184,7 @@ class Ledger:
             cost: the most that sending an item can cost.
             resend_unknown: how often an item of unknown fate may be sent again.
             batch: name of the batch they will travel in.
+            place: where that batch will go.
             fits: false ends the selection (a batch is full).
 
         Returns:
@@ -293,26 +200,26 @@ class Ledger:
             ).fetchall()
             for item, turn, errors, losses, raw in rows:
                 follow_up = FollowUp(**json.loads(raw)) if raw else None
-                if not fits(item, follow_up):
+                if not fits(item, turn, follow_up):
                     break
                 nano = cost(item, follow_up)
                 if self.bill() + nano > cap_nano:
                     short = True
                     break
-                self._append(item, "reserved", nano, batch=batch)
+                self.append(item, "reserved", nano, batch=batch)
                 claims.append(Claim(item, turn, errors, losses, nano, follow_up))
             if batch is not None and claims:
                 stage = self.connection.execute("SELECT stage FROM items WHERE item = ?", (claims[0].item,)).fetchone()[
                     0
                 ]
-                self._batch_event(batch, "prepared", json.dumps({"stage": stage, "count": len(claims)}))
+                self.batch_event(batch, "prepared", json.dumps({"stage": stage, "place": place, "count": len(claims)}))
         return claims, short
 
     def submit(self, items: Iterable[str], batch: str | None = None) -> None:
         """Say, durably, that these items are about to be sent (or, in a batch, that the vendor has them)."""
         with self.transaction():
             for item in items:
-                self._append(item, "submitted", 0, batch=batch)
+                self.append(item, "submitted", 0, batch=batch)
 
     def settle(
         self,
@@ -338,18 +245,18 @@ class Ledger:
         if batch is None and row[1] != self.owner:
             return False
         if row[0] == "reserved" and state in ("succeeded", "failed", "refused"):
-            self._append(item, "submitted", 0, batch=batch)
+            self.append(item, "submitted", 0, batch=batch)
         nano = 0 if paid is None else paid - row[3]
         if answer is not None:
             self.connection.execute("INSERT INTO answers VALUES (?, ?)", (item, scrub(answer)))
         unpaid = paid == 0 and state in ("planned", "failed")
-        self._append(item, state, nano, reason=reason, follow_up=follow_up, unpaid=unpaid)
+        self.append(item, state, nano, reason=reason, follow_up=follow_up, unpaid=unpaid)
         return True
 
     def give_up(self, item: str, reason: str) -> None:
         """End a planned item as failed without sending it."""
         with self.transaction():
-            self._append(item, "failed", 0, reason=reason)
+            self.append(item, "failed", 0, reason=reason)
 
     def receive(self, kind: str, body: str, item: str | None = None, batch: str | None = None) -> None:
         """Keep what arrived, as it arrived (less our own keys), before anything is made of it."""
@@ -380,10 +287,10 @@ class Ledger:
             released = unknown = 0
             for item, state, owner, held in rows:
                 if owner in dead and state == "reserved":
-                    self._append(item, "planned", -held, reason="its process died before sending")
+                    self.append(item, "planned", -held, reason="its process died before sending")
                     released += 1
                 elif owner in dead:
-                    self._append(item, "unknown", 0, reason="its process died while the request was under way")
+                    self.append(item, "unknown", 0, reason="its process died while the request was under way")
                     unknown += 1
         return released, unknown
 
@@ -394,91 +301,17 @@ class Ledger:
                 "SELECT c.item FROM temp.wanted w JOIN current c USING (item) WHERE c.state = 'failed'"
             ).fetchall()
             for (item,) in rows:
-                self._append(item, "planned", 0, reason="retry asked for")
+                self.append(item, "planned", 0, reason="retry asked for")
         return len(rows)
 
-    # --- batches -----------------------------------------------------------------------------------------------------
-
-    def _batch_event(self, batch: str, state: str, value: str | None = None) -> None:
+    def batch_event(self, batch: str, state: str, value: str | None = None) -> None:
+        """Add one event of a batch, inside the caller's transaction."""
         moment = time.time()
         self.connection.execute(
             "INSERT INTO batch_events (time, batch, state, value, owner) VALUES (?, ?, ?, ?, ?)",
             (moment, batch, state, value, self.owner),
         )
-        self._project_batch(moment, batch, state, value, self.owner)
-
-    def _project_batch(self, moment: float, batch: str, state: str, value: str | None, owner: str) -> None:
-        if state == "prepared":
-            facts = json.loads(value or "{}")
-            self.connection.execute(
-                "INSERT INTO batches VALUES (?, ?, ?, ?, ?, 'prepared', NULL)",
-                (batch, facts["stage"], owner, moment, facts["count"]),
-            )
-        elif state == "adopted":
-            self.connection.execute("UPDATE batches SET owner = ? WHERE batch = ?", (owner, batch))
-        else:
-            self.connection.execute(
-                "UPDATE batches SET state = ?, vendor_id = coalesce(?, vendor_id) WHERE batch = ?",
-                (state, value, batch),
-            )
-
-    def batch_created(self, batch: str, vendor_id: str) -> None:
-        """Save a batch's id, and that its items are with the vendor, in one commit."""
-        with self.transaction():
-            self._batch_event(batch, "created", vendor_id)
-            rows = self.connection.execute(
-                "SELECT item FROM current WHERE batch = ? AND state = 'reserved'", (batch,)
-            ).fetchall()
-            for (item,) in rows:
-                self._append(item, "submitted", 0, batch=batch)
-
-    def batch_lost(self, batch: str, reason: str) -> None:
-        """The vendor never had this batch: its items are planned again, nothing is charged."""
-        with self.transaction():
-            self._release(batch, reason)
-            self._batch_event(batch, "lost", None)
-
-    def batch_collected(self, batch: str, missing: str) -> None:
-        """Every result has been read; items without one are unknown, their greatest cost stays charged."""
-        with self.transaction():
-            rows = self.connection.execute("SELECT item, state FROM current WHERE batch = ?", (batch,)).fetchall()
-            for item, _ in rows:
-                self._append(item, "unknown", 0, reason=missing)
-            self._batch_event(batch, "collected", None)
-
-    def _release(self, batch: str, reason: str) -> None:
-        rows = self.connection.execute("SELECT item, held FROM current WHERE batch = ?", (batch,)).fetchall()
-        for item, held in rows:
-            self._append(item, "planned", -held, reason=reason, unpaid=True)
-
-    def open_batches(self) -> list[Batch]:
-        """Batches of wanted items that are not collected, ours or of dead processes, which we adopt here."""
-        with self.transaction():
-            rows = self.connection.execute(
-                "SELECT DISTINCT b.* FROM batches b JOIN current c ON c.batch = b.batch JOIN temp.wanted w USING (item) "
-                "WHERE b.state IN ('prepared', 'created') ORDER BY b.created"
-            ).fetchall()
-            batches = [Batch(*row) for row in rows]
-            mine = [batch for batch in batches if not self.is_alive(batch.owner) or batch.owner == self.owner]
-            for batch in mine:
-                if batch.owner != self.owner:
-                    self._batch_event(batch.batch, "adopted", None)
-        return mine
-
-    def known_vendor_ids(self) -> set[str]:
-        """Vendor ids of every batch this ledger knows."""
-        rows = self.connection.execute("SELECT vendor_id FROM batches WHERE vendor_id IS NOT NULL")
-        return {vendor_id for (vendor_id,) in rows}
-
-    def batch_items(self, batch: str) -> dict[str, Claim]:
-        """Items of a batch that have no result yet."""
-        rows = self.connection.execute(
-            "SELECT item, turn, errors, losses, held, follow_up FROM current WHERE batch = ?", (batch,)
-        )
-        return {
-            item: Claim(item, turn, errors, losses, held, FollowUp(**json.loads(raw)) if raw else None)
-            for item, turn, errors, losses, held, raw in rows
-        }
+        project_batch(self.connection, moment, batch, state, value, self.owner)
 
     # --- reading -----------------------------------------------------------------------------------------------------
 
@@ -509,28 +342,3 @@ class Ledger:
         )
         for row in rows:
             yield Outcome(*row)
-
-
-def replay(ledger: Ledger) -> list[str]:
-    """Rebuild the projections from the events in a scratch copy and list every difference; [] is a sound ledger."""
-    live = ledger.connection
-    tables = ("current", "batches", "bill")
-    before = {table: sorted(map(repr, live.execute(f"SELECT * FROM {table}"))) for table in tables}
-    live.execute("BEGIN IMMEDIATE")
-    try:
-        live.execute("DELETE FROM current")
-        live.execute("DELETE FROM batches")
-        live.execute("UPDATE bill SET nano = 0")
-        events = live.execute(
-            "SELECT item, state, nano, owner, batch, reason, follow_up, unpaid FROM events ORDER BY seq"
-        )
-        for item, state, nano, owner, batch, reason, follow_up, unpaid in events.fetchall():
-            ledger._project(item, state, nano, owner, batch, reason, follow_up, bool(unpaid))
-        for moment, batch, state, value, owner in live.execute(
-            "SELECT time, batch, state, value, owner FROM batch_events ORDER BY seq"
-        ).fetchall():
-            ledger._project_batch(moment, batch, state, value, owner)
-        after = {table: sorted(map(repr, live.execute(f"SELECT * FROM {table}"))) for table in tables}
-    finally:
-        live.execute("ROLLBACK")
-    return [f"{table}: {row}" for table in tables for row in set(before[table]) ^ set(after[table])]

@@ -30,7 +30,7 @@ CREATE TABLE current (
 CREATE INDEX current_by_state ON current (state, owner);
 CREATE INDEX current_by_batch ON current (batch) WHERE batch IS NOT NULL;
 CREATE TABLE batches (
-  batch TEXT PRIMARY KEY, stage TEXT NOT NULL, owner TEXT NOT NULL, created REAL NOT NULL, count INTEGER NOT NULL,
+  batch TEXT PRIMARY KEY, stage TEXT NOT NULL, place TEXT NOT NULL, owner TEXT NOT NULL, created REAL NOT NULL, count INTEGER NOT NULL,
   state TEXT NOT NULL, vendor_id TEXT
 ) WITHOUT ROWID;
 CREATE TABLE bill (one INTEGER PRIMARY KEY CHECK (one = 1), nano INTEGER NOT NULL);

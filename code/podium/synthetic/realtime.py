@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 from podium.errors import PodiumError
 from podium.synthetic.job import Job, cost, judge, parse, record, unpaid_error
-from podium.synthetic.ledger import Claim, Ledger
+from podium.synthetic.ledger import Ledger
 from podium.synthetic.pace import Throttle
+from podium.synthetic.records import Claim
 from podium.synthetic.wire import refuse_if_fatal
 
 # Requests that the server calls malformed, with no success in between: the fault is ours, not an item's.
@@ -49,7 +50,8 @@ async def run_realtime(ledger: Ledger, job: Job, progress: Callable[[int], None]
             verdict = judge(job, claim, payload)
             throttle.success(received.headers, now)
             wrong_in_a_row[0] = 0
-            record(ledger, job, claim, verdict, received.body)
+            with ledger.transaction():
+                record(ledger, job, claim, verdict, received.body)
             return
         if received.status is None or received.status == 200:
             reason = received.reason or "the answer is cut off"

@@ -1,6 +1,7 @@
 """Running a stage: plan, send in either mode, and say how it went."""
 
 import asyncio
+import importlib
 import signal
 import sys
 import time
@@ -8,21 +9,23 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from pydantic import BaseModel
 
-from podium.errors import InterruptedRun, PodiumError
-from podium.synthetic import anthropic_api, openai_api
+from podium.errors import InterruptedRun, PodiumError, PrerequisiteError
+from podium.synthetic import batch_book
 from podium.synthetic.batch import run_batches
 from podium.synthetic.job import Check, Job, cost
-from podium.synthetic.ledger import Ledger, Outcome
+from podium.synthetic.ledger import Ledger
 from podium.synthetic.prices import NANO, dollars, most_nano, read_price
 from podium.synthetic.realtime import run_realtime
+from podium.synthetic.records import Outcome
 from podium.synthetic.settings import Endpoint, Pace
 from podium.synthetic.work import Request, address, likely_input_tokens
 
-VENDORS = {"anthropic": anthropic_api, "openai": openai_api}
+VENDORS = {"anthropic": "podium.synthetic.anthropic_api", "openai": "podium.synthetic.openai_api"}
 
 
 class PartialResult(PodiumError):
@@ -80,11 +83,13 @@ def run_stage(
         requests: label -> request; equal requests share one item, and its one answer.
         answer: Pydantic model of the answer.
         check: raises ValueError for answers that break a rule of the stage.
-        endpoint, pace: see `settings`.
+        endpoint: which model, where.
+        pace: how fast, how often.
         mode: "batch" or "realtime".
         max_usd: the most the ledger's whole bill may reach.
         plan: print counts, tokens, dollars and time, and send nothing.
-        ledger_path, prices_path: files.
+        ledger_path: SQLite file.
+        prices_path: prices.yaml.
         quiet: no progress on stderr.
 
     Returns:
@@ -94,7 +99,7 @@ def run_stage(
         InterruptedRun: SIGINT or SIGTERM; what was under way is settled or in the ledger.
         PodiumError: prices, credentials, billing or format stand in the way.
     """
-    vendor = VENDORS[endpoint.provider]
+    vendor = _vendor(endpoint)
     vendor.check_endpoint(endpoint)
     price = read_price(prices_path, endpoint.provider, endpoint.model, mode == "batch")
     addresses = {label: address(request) for label, request in requests.items()}
@@ -107,6 +112,12 @@ def run_stage(
         if pace.retry_failed and not plan:
             ledger.retry_failed()
         lost = (0, 0) if plan else ledger.recover()
+        if mode == "realtime" and (waiting := batch_book.open_batches(ledger)):
+            count = sum(batch.count for batch in waiting)
+            raise PodiumError(
+                f"{stage}: up to {count} of these items are in {len(waiting)} batches at {endpoint.provider}; "
+                f"run with mode=batch until they are collected, then switch to realtime"
+            )
         _print_plan(ledger, job, new, max_usd, lost, quiet and not plan)
         if plan:
             return None
@@ -121,6 +132,18 @@ def run_stage(
         return Run(answers, ledger.counts(), outcomes, short, dollars(ledger.bill()))
     finally:
         ledger.close()
+
+
+def _vendor(endpoint: Endpoint) -> ModuleType:
+    """The vendor's module; only its SDK is imported, and only when a run needs it.
+
+    Raises:
+        PrerequisiteError: the SDK is not installed.
+    """
+    try:
+        return importlib.import_module(VENDORS[endpoint.provider])
+    except ModuleNotFoundError as error:
+        raise PrerequisiteError(f"package {error.name} is not installed; pip install anthropic openai") from None
 
 
 def _send_all(ledger: Ledger, job: Job, quiet: bool) -> bool:
@@ -234,15 +257,3 @@ def _stop_signals() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
-
-
-def iter_answers(ledger_path: str | Path, stage: str) -> Iterator[tuple[str, str]]:
-    """(label, accepted JSON) of a stage, without a run: for reports."""
-    ledger = Ledger(ledger_path)
-    try:
-        ledger.want(item for (item,) in ledger.connection.execute("SELECT item FROM items WHERE stage = ?", (stage,)))
-        for outcome in ledger.outcomes():
-            if outcome.answer is not None:
-                yield outcome.label, outcome.answer
-    finally:
-        ledger.close()

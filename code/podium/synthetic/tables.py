@@ -153,7 +153,7 @@ def as_json_lines(rows: list[dict]) -> str:
 
 
 def labelled_options(questions: pd.DataFrame) -> pd.Series:
-    """misconception id -> number of wrong options that carry it."""
+    """Misconception id -> number of wrong options that carry it."""
     parts = [questions.loc[questions["CorrectAnswer"] != x, f"Misconception{x}Id"] for x in LETTERS]
     return pd.concat(parts).dropna().astype("int64").value_counts()
 

@@ -1,10 +1,12 @@
 """What both vendors' modules share: raw answers, failures sorted by whether they were paid, batch facts."""
 
 import json
+import time
 from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import httpx
@@ -58,13 +60,16 @@ def timestamp(value: datetime | float) -> float:
 
 
 def retry_after_seconds(headers: dict[str, str]) -> float | None:
-    """The vendor's wish, in seconds, if it is a plain number."""
+    """The vendor's wish in seconds, given as a number or as a date."""
     for name, unit in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
         try:
             return max(0.0, float(headers[name]) / unit)
         except (KeyError, ValueError):
             continue
-    return None
+    try:
+        return max(0.0, parsedate_to_datetime(headers["retry-after"]).timestamp() - time.time())
+    except (KeyError, ValueError):
+        return None
 
 
 async def send_raw(sdk: Any, call: Awaitable[Any]) -> Received:

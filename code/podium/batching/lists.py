@@ -1,0 +1,105 @@
+"""Listwise rows: a query's context, then lettered options; read at the end (letters) and after every option."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from podium import prompts, rng, tokenization
+from podium.batching.groups import group_targets
+from podium.batching.padding import by_length, pad
+from podium.batching.queries import QueryRows
+
+
+@dataclass(frozen=True)
+class ListRow:
+    """Token ids of a whole list prompt; columns after which each option has been read, and the last column."""
+
+    tokens: list[int]
+    option_read: list[int]
+
+
+@dataclass
+class ListRenderer:
+    """Renders and tokenises a query with lettered options, its question cut to fit the budget."""
+
+    rows: QueryRows
+    tokenizer: PreTrainedTokenizerFast
+    style: prompts.Style
+    max_length_tokens: int
+
+    def row(self, index: int, options: list[int], *, topic: bool = True, rationale: str | None = None) -> ListRow:
+        """The list prompt of one query with its options in the given order."""
+        query = self.rows.text[index]
+        names = [self.rows.names[one] for one in options]
+
+        def parts(question: str) -> tuple[str, list[str], str]:
+            shortened = dataclasses.replace(query, question=question)
+            return prompts.listwise_parts(shortened, names, self.style, topic=topic, rationale=rationale)
+
+        def render(question: str) -> str:
+            context, lines, ending = parts(question)
+            return context + "".join(lines) + ending
+
+        before, _ = tokenization.special_prefix_suffix(self.tokenizer)
+        question = tokenization.fit(self.tokenizer, render, query.question, self.max_length_tokens - len(before))
+        context, lines, _ = parts(question)
+        encoded = self.tokenizer(render(question), add_special_tokens=False, return_offsets_mapping=True)
+        ends = np.cumsum([len(line) for line in lines]) + len(context)
+        stops = [stop for _, stop in encoded["offset_mapping"]]
+        # the first token that covers the newline ending an option: everything of the option is read there
+        read = [next(column for column, stop in enumerate(stops) if stop >= end) + len(before) for end in ends]
+        return ListRow([*before, *encoded["input_ids"]], read)  # type: ignore[misc]
+
+
+def collate_lists(rows: list[ListRow], pad_id: int) -> dict[str, Any]:
+    """Right-padded list prompts: letters_read (G, 2) at the end of each, option_read (ΣK, 2) after each option."""
+    ids_BT, _ = pad([row.tokens for row in rows], pad_id)
+    return {
+        "input_ids": ids_BT,
+        "letters_read": torch.tensor([(at, len(row.tokens) - 1) for at, row in enumerate(rows)]),
+        "option_read": torch.tensor([(at, column) for at, row in enumerate(rows) for column in row.option_read]),
+    }
+
+
+@dataclass
+class ListwiseCollator:
+    """Training lists: gold among negatives, number of options and order drawn per epoch, keyed by (seed, epoch, id)."""
+
+    renderer: ListRenderer
+    pools: list[list[int]]
+    teacher: list[dict[int, float]] | None
+    labelled: list[bool]
+    candidates_per_group: list[int]
+    max_tokens_per_micro_batch: int
+    seed: int
+    topic_dropout: float = 0.0
+    rationale_dropout: float = 0.0
+
+    def example(self, epoch: int, index: int) -> tuple[list[int], int, ListRow]:
+        """Options in drawn order, position of the gold one, and the row."""
+        rows = self.renderer.rows
+        query_id, gold = rows.query_id[index], rows.label[index]
+        generator = rng.generator(self.seed, epoch, "list", query_id)
+        count = int(generator.choice(self.candidates_per_group))
+        members = [*([gold] if gold is not None else []), *self.pools[index]][:count]
+        options = [members[at] for at in generator.permutation(len(members))]
+        topic = bool(generator.random() >= self.topic_dropout)
+        rationale = rows.draw_rationale(index, self.rationale_dropout, self.seed, epoch)
+        row = self.renderer.row(index, options, topic=topic, rationale=rationale)
+        return options, options.index(gold) if gold is not None else 0, row
+
+    def __call__(self, epoch: int, ids: np.ndarray) -> list[dict[str, Any]]:
+        """Micro-batches within the token budget; weight = lists."""
+        examples = [(index, *self.example(epoch, index)) for index in ids.tolist()]
+        chunks = by_length([len(row.tokens) for _, _, _, row in examples], self.max_tokens_per_micro_batch)
+        return [self._micro([examples[at] for at in chunk]) for chunk in chunks]
+
+    def _micro(self, examples: list[tuple[int, list[int], int, ListRow]]) -> dict[str, Any]:
+        batch = collate_lists([row for _, _, _, row in examples], self.renderer.tokenizer.pad_token_id)  # type: ignore[arg-type]
+        batch |= group_targets([one[:3] for one in examples], self.labelled, self.teacher)
+        batch["weight"] = float(len(examples))
+        return batch

@@ -1,0 +1,166 @@
+"""Scoring candidates with trained rankers, and reordering lists by scores."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from podium.batching.groups import PackedRow, PointwiseRenderer, collate_packed
+from podium.batching.lists import ListRenderer, ListRow, collate_lists
+from podium.batching.padding import by_length
+from podium.engines.transformers import progress
+from podium.errors import DataError, sample
+
+Lists = list[tuple[int, list[int]]]
+"""(row index, candidates best first) pairs."""
+
+
+def candidate_lists(candidates: pd.DataFrame, query_ids: list[str], top_k: int) -> Lists:
+    """The first top_k candidates of each query, in the order of `query_ids`.
+
+    Raises:
+        DataError: a query has no candidates.
+    """
+    ordered = candidates[candidates["rank"] <= top_k].sort_values(["query_id", "rank"])
+    lists = ordered.groupby("query_id")["misconception_id"].agg(list).to_dict()
+    if absent := [query for query in query_ids if query not in lists]:
+        raise DataError(f"no candidates for query {sample(absent)}; mine candidates for these tables first")
+    return [(index, [int(one) for one in lists[query]]) for index, query in enumerate(query_ids)]
+
+
+def group_scores(label_logits_N2: Tensor, valid_GK: Tensor) -> Tensor:
+    """(G, K) logit(Yes) − logit(No); −inf where not valid."""
+    scores_GK = torch.full(valid_GK.shape, float("-inf"), device=valid_GK.device)
+    scores_GK[valid_GK] = label_logits_N2[:, 0] - label_logits_N2[:, 1]
+    return scores_GK
+
+
+def _views(rationales: list[str], use_rationale: bool) -> list[str | None]:
+    """What a query is read with: every one of its rationales, or none."""
+    return list(rationales) if use_rationale and rationales else [None]
+
+
+@torch.inference_mode()
+def score_pointwise(
+    model: Any,
+    renderer: PointwiseRenderer,
+    lists: Lists,
+    label_ids: list[int],
+    *,
+    use_rationale: bool,
+    max_tokens_per_batch: int,
+    quiet: bool = False,
+) -> list[np.ndarray]:
+    """logit(Yes) − logit(No) of every candidate, averaged over the query's rationales; context computed once a query.
+
+    Args:
+        model: LabelScorer in eval mode.
+        renderer: of the checkpoint's tokenizer, style and length.
+        lists: what to score.
+        label_ids: tokens of Yes and No.
+        use_rationale: read the query with its generated rationales.
+        max_tokens_per_batch: padded tokens of one forward.
+        quiet: no progress bar.
+
+    Returns:
+        one (K,) array a list, in its order.
+    """
+    device = next(model.parameters()).device
+    rows: list[PackedRow] = []
+    owner: list[int] = []
+    for number, (index, candidates) in enumerate(lists):
+        for rationale in _views(renderer.rows.rationales[index], use_rationale):
+            rows.append(renderer.packed(index, candidates, rationale=rationale))
+            owner.append(number)
+    sums = [np.zeros(len(candidates)) for _, candidates in lists]
+    labels = torch.tensor(label_ids, device=device)
+    with progress(len(rows), "score", "row", quiet) as bar:
+        for chunk in by_length([len(row.tokens) for row in rows], max_tokens_per_batch):
+            batch = collate_packed([rows[at] for at in chunk], renderer.tokenizer.pad_token_id)  # type: ignore[arg-type]
+            logits, _ = model(**{key: value.to(device) for key, value in batch.items()}, label_ids=labels)
+            flat = (logits[:, 0] - logits[:, 1]).cpu().double().numpy()
+            for at, part in zip(
+                chunk, np.split(flat, np.cumsum([len(rows[at].last) for at in chunk])[:-1]), strict=True
+            ):
+                sums[owner[at]] += part
+            bar.update(len(chunk))
+    counts = np.bincount(owner, minlength=len(lists))
+    return [total / count for total, count in zip(sums, counts, strict=True)]
+
+
+@torch.inference_mode()
+def score_listwise(
+    model: Any,
+    renderer: ListRenderer,
+    lists: Lists,
+    letter_ids: list[int],
+    *,
+    use_rationale: bool,
+    max_tokens_per_batch: int,
+    quiet: bool = False,
+) -> list[np.ndarray]:
+    """Log-probability of every option's letter, averaged over both orders of the list and the query's rationales.
+
+    Args and returns as in `score_pointwise`; letter_ids holds a token for each position of the longest list.
+    """
+    device = next(model.parameters()).device
+    rows: list[ListRow] = []
+    owner: list[tuple[int, bool]] = []
+    for number, (index, candidates) in enumerate(lists):
+        for rationale in _views(renderer.rows.rationales[index], use_rationale):
+            for reverse in (False, True):
+                ordered = candidates[::-1] if reverse else candidates
+                rows.append(renderer.row(index, ordered, rationale=rationale))
+                owner.append((number, reverse))
+    sums = [np.zeros(len(candidates)) for _, candidates in lists]
+    labels = torch.tensor(letter_ids, device=device)
+    with progress(len(rows), "score", "row", quiet) as bar:
+        for chunk in by_length([len(row.tokens) for row in rows], max_tokens_per_batch):
+            batch = collate_lists([rows[at] for at in chunk], renderer.tokenizer.pad_token_id)  # type: ignore[arg-type]
+            logits, _ = model(
+                batch["input_ids"].to(device), label_read=batch["letters_read"].to(device), label_ids=labels
+            )
+            for at, letters in zip(chunk, logits.cpu().double(), strict=True):
+                number, reverse = owner[at]
+                scores = torch.log_softmax(letters[: len(sums[number])], dim=-1).numpy()
+                sums[number] += scores[::-1] if reverse else scores
+            bar.update(len(chunk))
+    counts = np.bincount([number for number, _ in owner], minlength=len(lists))
+    return [total / count for total, count in zip(sums, counts, strict=True)]
+
+
+def scores_frame(lists: Lists, scores: Sequence[np.ndarray], query_ids: list[str], model: str) -> pd.DataFrame:
+    """Scores as `contracts.SCORES` rows."""
+    return pd.DataFrame(
+        {
+            "query_id": [query_ids[index] for index, candidates in lists for _ in candidates],
+            "misconception_id": [one for _, candidates in lists for one in candidates],
+            "model": model,
+            "score": np.concatenate(scores) if len(scores) else [],
+        }
+    )
+
+
+def reorder(candidates: pd.DataFrame, scores: pd.DataFrame, source: str) -> pd.DataFrame:
+    """Order scored candidates by score (ties by their old rank), unscored ones behind them as they were.
+
+    Args:
+        candidates: `contracts.CANDIDATES` rows.
+        scores: query_id, misconception_id, score: one row a scored candidate.
+        source: written to the table.
+
+    Returns:
+        the same candidates with new ranks; unscored ones get scores below every scored one of their query.
+    """
+    joined = candidates.drop(columns="score").merge(scores[["query_id", "misconception_id", "score"]], how="left",
+                                                    on=["query_id", "misconception_id"])  # fmt: skip
+    lowest = joined.groupby("query_id")["score"].transform("min").fillna(0.0)
+    joined["score"] = joined["score"].fillna(lowest - joined["rank"])
+    joined = joined.sort_values(["query_id", "score", "rank"], ascending=[True, False, True], kind="stable")
+    joined["rank"] = joined.groupby("query_id").cumcount() + 1
+    return joined.assign(source=source)[["query_id", "rank", "misconception_id", "score", "source"]].reset_index(
+        drop=True
+    )

@@ -1,0 +1,108 @@
+"""Train the listwise ranker: the letter of the right option, beside a score read after every option."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from podium import (
+    config,
+    contracts,
+    losses,
+    metrics,
+    modeling,
+    optim,
+    prompts,
+    ranker_data,
+    ranking,
+    stage,
+    tables,
+    tokenization,
+    training,
+)
+from podium.batching.lists import ListRenderer, ListwiseCollator
+from podium.modeling import LabelScorer
+from podium.settings import Ranker, as_dict
+
+
+@config.app(Ranker, "ranker_listwise")
+def main(cfg: Ranker) -> None:
+    """Config, tables, collator, model, optimizer, loss and micro-step, train, export."""
+    inputs = {"questions": cfg.data.questions_dir, "groups": cfg.groups, "rationales": cfg.rationales,
+              "backbone": cfg.model.backbone if Path(cfg.model.backbone).exists() else None}  # fmt: skip
+    with stage.run("train_ranker_listwise", cfg, inputs) as run:
+        if run.finished:
+            return
+        data = tables.read_training_tables(**as_dict(cfg.data), full_fit=cfg.full_fit, rationales=cfg.rationales)
+        groups = contracts.read_table(f"{cfg.groups}/groups.parquet", contracts.GROUPS)
+        train = ranker_data.ranker_rows(data.train, groups, cfg.unlabelled_sources, cfg.distillation is not None)
+        valid, valid_lists = ranker_data.validation_lists(data.validation, groups, cfg.validation_depth)
+        accelerator = stage.make_accelerator(cfg.device)
+        tokenizer = tokenization.load_tokenizer(cfg.model.backbone)
+        letters = prompts.option_labels(max(*cfg.candidates_per_group, cfg.validation_depth))
+        letter_ids = tokenization.label_token_ids(tokenizer, letters)
+        yes_no = tokenization.label_token_ids(tokenizer, [prompts.YES, prompts.NO])
+        collate = ListwiseCollator(
+            ListRenderer(train.rows, tokenizer, cfg.prompt_style, cfg.max_length_tokens),
+            train.pools, train.teacher if cfg.distillation else None, train.labelled, cfg.candidates_per_group,
+            cfg.max_tokens_per_micro_batch, cfg.loop.seed, cfg.topic_dropout, cfg.rationale_dropout,
+        )  # fmt: skip
+        options, gold, row = collate.example(0, 0)
+        accelerator.print(
+            f"one list, {len(options)} options, gold is {letters[gold]}: {tokenizer.decode(row.tokens)!r}"
+        )
+
+        model = LabelScorer(modeling.prepare_for_training(**as_dict(cfg.model), task="causal_lm"))
+        optimizer = optim.make_optimizer(model, **as_dict(cfg.optimizer))
+        label_ids = torch.tensor([*letter_ids, *yes_no], device=accelerator.device)
+        distil = cfg.distillation
+
+        def loss(model: nn.Module, batch: dict[str, Any]) -> losses.Loss:
+            lists = len(batch["letters_read"])
+            logits, _ = model(
+                batch["input_ids"],
+                label_read=torch.cat([batch["letters_read"], batch["option_read"]]),
+                label_ids=label_ids,
+            )
+            targets = (batch["target"], batch["valid"], batch["labelled"], batch.get("teacher"),
+                       distil.temperature if distil else 1.0, distil.weight if distil else 0.0, cfg.label_smoothing)  # fmt: skip
+            total, weight, figures = losses.group_softmax(logits[:lists, : batch["valid"].shape[1]], *targets)
+            if cfg.auxiliary_weight:
+                option_scores = ranking.group_scores(logits[lists:, -2:], batch["valid"])
+                auxiliary, _, option_figures = losses.group_softmax(option_scores, *targets)
+                total = total + cfg.auxiliary_weight * auxiliary
+                figures["option_accuracy"] = option_figures["accuracy"]
+            return total, weight, figures
+
+        renderer = ListRenderer(valid, tokenizer, cfg.prompt_style, cfg.max_length_tokens)
+
+        def evaluate(model: nn.Module) -> dict[str, float]:
+            scores = ranking.score_listwise(
+                model, renderer, valid_lists, letter_ids, use_rationale=True,
+                max_tokens_per_batch=cfg.max_tokens_per_micro_batch,
+            )  # fmt: skip
+            return metrics.list_figures(valid_lists, scores, valid.label, data.seen)
+
+        progress = training.train(
+            accelerator=accelerator, model=model, optimizer=optimizer, count=len(train.rows), collate=collate,
+            micro_step=training.plain(loss, accelerator), output_dir=run.folder, **as_dict(cfg.loop),
+            evaluate=evaluate, best_metric="map@25", resume_command=stage.command_line(),
+            log=stage.make_tracker(cfg.use_wandb, run.script, cfg, run.folder),
+        )  # fmt: skip
+        meta = contracts.CheckpointMeta(
+            stage="listwise", kind="adapter" if cfg.model.lora else "full", base_model=cfg.model.backbone,
+            prompt_style=cfg.prompt_style, prompt_version=prompts.VERSION, max_length_tokens=cfg.max_length_tokens,
+            label_tokens=letters, label_token_ids=letter_ids, folds_trained=data.folds_trained,
+            data_digest=data.data_digest, best_metric={"map@25": progress.best_value or 0.0},
+            extra={"validation_in_sample": cfg.full_fit},
+        )  # fmt: skip
+        stage.export(
+            run, accelerator, model.backbone, tokenizer, meta, rows={"training lists": len(train.rows)},
+            next_command=f"python code/score_candidates.py checkpoint={cfg.output_dir} candidates=<candidates>"
+            f" questions_dir={cfg.data.questions_dir} tables=[{cfg.data.questions_dir}/test.parquet]",
+        )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
