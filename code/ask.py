@@ -3,7 +3,7 @@
 import json
 import sys
 
-from podium import asking, config
+from podium import asking, config, pipeline
 from podium.errors import ArgumentError
 from podium.settings import Ask
 
@@ -38,7 +38,16 @@ def show(answer: dict, as_json: bool) -> None:
     print()
 
 
+def as_overrides(arguments: list[str]) -> list[str]:
+    """Command-line arguments with --json spelt out and free texts quoted, so that 0.50 stays 0.50 and commas are text."""
+    texts = ("question=", "correct=", "wrong=", "construct=", "subject=")
+    quoted = [
+        f"{one.split('=', 1)[0]}={pipeline.quoted(one.split('=', 1)[1], always=True)}" if one.startswith(texts) else one
+        for one in arguments
+    ]
+    return ["json=true" if one == "--json" else one for one in quoted]
+
+
 if __name__ == "__main__":
-    if "--json" in sys.argv:
-        sys.argv[sys.argv.index("--json")] = "json=true"
+    sys.argv[1:] = as_overrides(sys.argv[1:])
     main()

@@ -32,6 +32,8 @@ def main(cfg: GenerateRationales) -> None:
         table = tables.read_tables(cfg.tables, cfg.rows_per_fold)
         rows = make_rows(table, pd.DataFrame({"misconception_id": [], "name": []}))
         tokenizer = tokenization.load_tokenizer(cfg.checkpoint)
+        budget = meta.max_length_tokens - cfg.max_new_tokens
+        asked = [chat.prompt_ids(rows, index, tokenizer, meta.prompt_style, budget) for index in range(len(rows))]  # type: ignore[arg-type]
         accelerator = stage.make_accelerator(cfg.device)
         model, _ = modeling.load_checkpoint(cfg.checkpoint, "causal_lm")
         model.to(accelerator.device)
@@ -39,9 +41,6 @@ def main(cfg: GenerateRationales) -> None:
         done = read_parts(run.folder)
         if len(done):
             print(f"{len(done)} rationales are there already; writing the rest")
-
-        budget = meta.max_length_tokens - cfg.max_new_tokens
-        asked = [chat.prompt_ids(rows, index, tokenizer, meta.prompt_style, budget) for index in range(len(rows))]  # type: ignore[arg-type]
         for sample in range(cfg.samples):
             finished = set(done.loc[done["sample"] == sample, "query_id"])
 

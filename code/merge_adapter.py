@@ -8,7 +8,6 @@ has moved, or for adapters from elsewhere.
 
 import argparse
 import dataclasses
-import json
 from pathlib import Path
 
 from podium import config, contracts, modeling, tokenization
@@ -37,9 +36,9 @@ def merge(adapter_path: str, save_dir: str, backbone_path: str | None = None, dt
     adapter = Path(adapter_path)
     if not (adapter / "adapter_config.json").is_file():
         raise MissingFileError(f"{adapter}: no adapter_config.json; give the output folder of a LoRA training run")
-    if (Path(save_dir) / "config.json").exists():
+    if any((Path(save_dir) / name).exists() for name in ("config.json", "adapter_config.json", contracts.META)):
         raise DataError(f"{save_dir} already holds a model; choose another --save_dir or delete it")
-    adapter_config = json.loads((adapter / "adapter_config.json").read_text())
+    adapter_config = contracts.read_json(adapter / "adapter_config.json", "adapter_config.json")
     base = backbone_path or adapter_config["base_model_name_or_path"]
     task: modeling.Task = "causal_lm" if adapter_config.get("task_type") == "CAUSAL_LM" else "embedding"
     from peft import PeftModel

@@ -50,11 +50,12 @@ def main(cfg: Retriever) -> None:
             hard_negatives_per_query=hard.per_query if hard else 0,
             teacher=mining.read_teacher(distil.scores, data.train) if distil else None,
         )  # fmt: skip
+        collate.check()
         rationale = data.train.rationales[0][0] if data.train.rationales[0] else None
         accelerator.print(f"one query:    {collate.query_text(0, topic=True, rationale=rationale)!r}")
         accelerator.print(f"its document: {prompts.retrieval_document(data.train.names[data.train.label[0] or 0])!r}")
 
-        model = Embedder(modeling.prepare_for_training(**as_dict(cfg.model), task="embedding"), cfg.pooling)
+        model = Embedder(modeling.prepare_for_training(**as_dict(cfg.model), task="embedding", seed=cfg.loop.seed), cfg.pooling)
         optimizer = optim.make_optimizer(model, **as_dict(cfg.optimizer))
         steps = training.total_steps(len(data.train), cfg.loop.batch_size, cfg.loop.epochs, cfg.loop.max_steps)
 
@@ -100,13 +101,15 @@ def main(cfg: Retriever) -> None:
             evaluate=evaluate, best_metric=cfg.best_metric, resume_command=stage.command_line(),
             log=stage.make_tracker(cfg.use_wandb, run.script, cfg, run.folder),
         )  # fmt: skip
-        if cfg.full_fit:
-            accelerator.print("full_fit=true: the validation fold was trained on, the figures above are in-sample")
+        behind = contracts.folds_behind(cfg.model.backbone, data.data_digest)
+        in_sample = cfg.full_fit or cfg.data.validation_fold in behind
+        if in_sample:
+            accelerator.print("the validation fold was trained on (here or by the backbone): these figures are in-sample")
         meta = contracts.CheckpointMeta(
             stage="embedding", kind="adapter" if cfg.model.lora else "full", base_model=cfg.model.backbone,
             prompt_style=cfg.prompt_style, prompt_version=prompts.VERSION, max_length_tokens=cfg.max_length_tokens,
-            pooling=cfg.pooling, folds_trained=data.folds_trained, data_digest=data.data_digest,
-            best_metric={cfg.best_metric: progress.best_value or 0.0}, extra={"validation_in_sample": cfg.full_fit},
+            pooling=cfg.pooling, folds_trained=sorted({*data.folds_trained, *behind}), data_digest=data.data_digest,
+            best_metric={cfg.best_metric: progress.best_value or 0.0}, extra={"validation_in_sample": in_sample},
         )  # fmt: skip
         stage.export(
             run, accelerator, model.backbone, tokenizer, meta, rows={"training rows": len(data.train)},

@@ -38,7 +38,8 @@ def main(cfg: Reasoner) -> None:
             return
         gold = Path(cfg.data.questions_dir) / "rationales.parquet"
         data = tables.read_training_tables(
-            **as_dict(cfg.data), full_fit=cfg.full_fit, rationales=cfg.data.questions_dir if gold.is_file() else None
+            **as_dict(cfg.data), full_fit=cfg.full_fit, rationales=cfg.data.questions_dir if gold.is_file() else None,
+            gold_rationales=True,
         )
         accelerator = stage.make_accelerator(cfg.device)
         if not gold.is_file():
@@ -61,7 +62,7 @@ def main(cfg: Reasoner) -> None:
         accelerator.print(f"one example, prompt: {tokenizer.decode(tokens[:border])!r}")
         accelerator.print(f"  learns to write: {tokenizer.decode(tokens[border:])!r}")
 
-        model = LabelScorer(modeling.prepare_for_training(**as_dict(cfg.model), task="causal_lm"))
+        model = LabelScorer(modeling.prepare_for_training(**as_dict(cfg.model), task="causal_lm", seed=cfg.loop.seed))
         optimizer = optim.make_optimizer(model, **as_dict(cfg.optimizer))
 
         def loss(model: nn.Module, batch: dict[str, Any]) -> losses.Loss:
@@ -96,12 +97,16 @@ def main(cfg: Reasoner) -> None:
             evaluate=evaluate, best_metric="loss", lower_is_better=True, resume_command=stage.command_line(),
             log=stage.make_tracker(cfg.use_wandb, run.script, cfg, run.folder),
         )  # fmt: skip
+        behind = contracts.folds_behind(cfg.model.backbone, data.data_digest)
+        in_sample = cfg.full_fit or cfg.data.validation_fold in behind
+        if in_sample:
+            accelerator.print("the validation fold was trained on (here or by the backbone): these figures are in-sample")
         meta = contracts.CheckpointMeta(
             stage="reasoner", kind="adapter" if cfg.model.lora else "full", base_model=cfg.model.backbone,
             prompt_style=cfg.prompt_style, prompt_version=prompts.VERSION, max_length_tokens=cfg.max_length_tokens,
-            folds_trained=data.folds_trained, data_digest=data.data_digest,
+            folds_trained=sorted({*data.folds_trained, *behind}), data_digest=data.data_digest,
             best_metric={"loss": progress.best_value or 0.0},
-            extra={"with_name": collate.with_name, "validation_in_sample": cfg.full_fit},
+            extra={"with_name": collate.with_name, "validation_in_sample": in_sample},
         )  # fmt: skip
         stage.export(
             run, accelerator, model.backbone, tokenizer, meta, rows={"training rows": len(collate.rows)},

@@ -53,7 +53,7 @@ def main(cfg: Ranker) -> None:
             f"one list, {len(options)} options, gold is {letters[gold]}: {tokenizer.decode(row.tokens)!r}"
         )
 
-        model = LabelScorer(modeling.prepare_for_training(**as_dict(cfg.model), task="causal_lm"))
+        model = LabelScorer(modeling.prepare_for_training(**as_dict(cfg.model), task="causal_lm", seed=cfg.loop.seed))
         optimizer = optim.make_optimizer(model, **as_dict(cfg.optimizer))
         label_ids = torch.tensor([*letter_ids, *yes_no], device=accelerator.device)
         distil = cfg.distillation

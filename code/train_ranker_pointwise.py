@@ -50,7 +50,7 @@ def main(cfg: Ranker) -> None:
         accelerator.print(f"one group, {len(candidates)} candidates, gold is number {gold + 1}, as one row of "
                           f"{len(packed.tokens)} tokens: {tokenizer.decode(packed.tokens)!r}")  # fmt: skip
 
-        model = LabelScorer(modeling.prepare_for_training(**as_dict(cfg.model), task="causal_lm"))
+        model = LabelScorer(modeling.prepare_for_training(**as_dict(cfg.model), task="causal_lm", seed=cfg.loop.seed))
         optimizer = optim.make_optimizer(model, **as_dict(cfg.optimizer))
         label_ids = torch.tensor(labels, device=accelerator.device)
         distil = cfg.distillation

@@ -13,6 +13,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from podium import config, contracts, intake, questions
+from podium.errors import DataError
 from podium.intake import MISCONCEPTION
 from podium.synthetic import curation, report, tables
 from podium.synthetic.command import main
@@ -88,7 +89,7 @@ def run(settings: Settings) -> None:
     silver = curation.silver_questions(kept, folder.train, first_id)
     clash = set(silver["QuestionId"]) & set(folder.train["QuestionId"])
     if clash:
-        raise PartialResult(f"first_question_id {first_id} runs into {len(clash)} ids of train.csv; set it to null")
+        raise DataError(f"first_question_id {first_id} runs into {len(clash)} ids of train.csv; set it to null")
     names = dict(zip(mapping["MisconceptionId"].astype(int), mapping["MisconceptionName"], strict=True))
     pairs = questions.to_queries(silver, "synthetic") if len(silver) else pd.DataFrame(columns=PAIR_COLUMNS)
     if len(silver):

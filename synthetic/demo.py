@@ -28,7 +28,7 @@ from podium.synthetic.prices import read_price
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 KEY = "demo-key-4f1c0b7a93e5d826"
-USD_CAP = 5.0
+USD_CAP = 10.0
 FAULTS = {
     "http_429_after": 0.03,
     "http_529": 0.02,

@@ -7,14 +7,11 @@ os.environ.update(
     TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1", WANDB_MODE="offline", TQDM_DISABLE="1", CUDA_VISIBLE_DEVICES=""
 )
 
-import dataclasses  # noqa: E402
 from pathlib import Path  # noqa: E402
 from types import SimpleNamespace  # noqa: E402
 
 import pytest  # noqa: E402
 import running  # noqa: E402
-
-LORA = "{rank: 4, alpha: 8, dropout: 0.2, target_modules: [q_proj, v_proj, down_proj], modules_to_save: null}"
 
 
 @pytest.fixture(scope="session")
@@ -92,7 +89,3 @@ def trainer(questions_dir, backbone_dir):
         ]  # fmt: skip
 
     return overrides
-
-
-def replace(frozen, **changes):
-    return dataclasses.replace(frozen, **changes)

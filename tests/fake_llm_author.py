@@ -4,15 +4,37 @@ It reads the prompt as a model would and answers by its schema. What it wrote it
 as a rule; some of its drafts are bad on purpose, so that every check downstream has something to catch.
 """
 
+import functools
 import re
 from random import Random
 
 from podium import procedural
-from podium.procedural.bank import task_of_construct
 
 LETTERS = "ABCD"
-_ids = {entry.name.casefold(): entry.misconception_id for entry in procedural.catalogue()}
 _written: dict[str, dict] = {}
+
+
+@functools.cache
+def pool() -> tuple[list[dict], dict[str, list[int]]]:
+    """Questions of the bank that are not in the demo's data, and which of them show a misconception, by its name."""
+    made = procedural.generate(3000, 600, 991)
+    names = {int(row.MisconceptionId): row.MisconceptionName for row in made.mapping.itertuples()}
+    why = dict(zip(made.rationales["query_id"], made.rationales["Explanation"]))
+    why |= dict(zip(made.test_key["QuestionId_Answer"], made.test_key["Explanation"]))
+    label = {row.query_id: int(row.MisconceptionId) for row in made.pairs.itertuples()}
+    label |= {row.QuestionId_Answer: int(row.MisconceptionId) for row in made.test_key.itertuples()}
+    questions, where = [], {}
+    for row in [*made.train.to_dict("records"), *made.test.to_dict("records")]:
+        shown = {letter: label.get(f"{row['QuestionId']}_{letter}") for letter in LETTERS}
+        told = {
+            letter: (names[key], why[f"{row['QuestionId']}_{letter}"])
+            for letter, key in shown.items()
+            if key is not None
+        }
+        for name, _ in told.values():
+            where.setdefault(name.casefold(), []).append(len(questions))
+        questions.append({**row, "told": told})
+    return questions, where
 
 
 def bank(prompt: str, schema: dict, rng: Random):
@@ -29,33 +51,29 @@ def write(prompt: str, rng: Random) -> list[dict]:
     """Questions for the listed misconceptions, those that need most first."""
     listed = re.findall(r"^- \[needs (\d+)\] (.+)$", prompt, re.MULTILINE)
     count = int(re.search(r"Write (\d+) new questions", prompt)[1])
-    copied = re.findall(r'"QuestionText": "((?:[^"\\]|\\.)*)"', prompt)
-    able = [(int(need), name) for need, name in listed if name.casefold() in _ids]
-    able.sort(key=lambda pair: -pair[0])
-    names = [able[i % len(able)][1] for i in range(count)]
-    return [question(name, [n for _, n in able], copied, rng) for name in names]
+    copied = re.findall(r'"QuestionText": "((?:[^"\\]|\\.)*)"', prompt.partition("Reference questions")[2])
+    names = [name for _, name in sorted(listed, key=lambda pair: -int(pair[0])) if name.casefold() in pool()[1]]
+    return [question(names[i % len(names)], names, copied, rng) for i in range(count)]
 
 
 def question(name: str, cluster: list[str], copied: list[str], rng: Random) -> dict:
     """One question of the bank in the answer's layout, spoilt in one case of six."""
-    item = procedural.draw_item(_ids[name.casefold()], seed=rng.randrange(10**6), draw=rng.randrange(100))
-    order = list(range(4))
-    rng.shuffle(order)
-    texts = [item.options[place] for place in order]
-    right, wrong = LETTERS[order.index(0)], LETTERS[order.index(1)]
-    row = {"SubjectName": task_of_construct(item.construct_name).context.subject, "ConstructName": item.construct_name}
-    row |= {"QuestionText": item.question, "Solution": item.solution, "CorrectAnswer": right}
-    row |= {f"Answer{letter}Text": text for letter, text in zip(LETTERS, texts)}
-    row |= {f"Misconception{letter}Name": "" for letter in LETTERS}
-    row[f"Misconception{wrong}Name"] = name
-    _written[item.question] = {
-        "right": item.right_answer,
-        "wrong": item.wrong_answer,
-        "name": name,
-        "why": item.rationale,
+    questions, where = pool()
+    drawn = questions[rng.choice(where[name.casefold()])]
+    right = drawn["CorrectAnswer"]
+    row = {key: drawn[key] for key in ("SubjectName", "ConstructName", "QuestionText", "CorrectAnswer")}
+    row |= {"Solution": "Worked out step by step."}
+    row |= {f"Answer{letter}Text": drawn[f"Answer{letter}Text"] for letter in LETTERS}
+    names = {letter: told[0] for letter, told in drawn["told"].items() if told[0] in cluster}
+    row |= {f"Misconception{letter}Name": names.get(letter, "") for letter in LETTERS}
+    wrong = next(letter for letter, told in drawn["told"].items() if told[0] == name)
+    _written[drawn["QuestionText"]] = {
+        "right": drawn[f"Answer{right}Text"],
+        "wrong": {drawn[f"Answer{letter}Text"]: told for letter, told in drawn["told"].items()},
     }
     failing = rng.random()
     if failing < 0.04 and len(cluster) > 1:
+        row |= {f"Misconception{letter}Name": "" for letter in LETTERS}
         row[f"Misconception{wrong}Name"] = rng.choice([other for other in cluster if other != name])
     elif failing < 0.07:
         row["CorrectAnswer"] = rng.choice([letter for letter in LETTERS if letter not in (right, wrong)])
@@ -81,11 +99,12 @@ def judge(prompt: str, rng: Random) -> dict:
     if known is None:
         return {"correct_option": "none", "explanation": "I cannot work this question out soundly.", "score": 0}
     right = next((key for key, option in options.items() if option == known["right"]), "none")
-    fits = options[letter] == known["wrong"] and name == known["name"]
+    told, why = known["wrong"].get(options[letter], ("", "nothing of the kind leads here"))
+    fits = name == told
     score = rng.choice([8, 9, 9, 10, 10, 10, 6]) if fits else rng.choice([0, 1, 2, 4])
     return {
         "correct_option": right,
-        "explanation": f"Worked as such a pupil would: {known['why']}"[:400],
+        "explanation": f"Worked as such a pupil would: {why}"[:400],
         "score": score,
     }
 
@@ -96,7 +115,8 @@ def explain(prompt: str, rng: Random) -> str:
         re.findall(r"^(Question|Right answer|The pupil's answer|The misconception): (.*)$", prompt, re.MULTILINE)
     )
     known = _written.get(field["Question"], {})
-    why = known.get("why", "The working goes astray").rpartition(": ")[2].rstrip(".")
+    told = known.get("wrong", {}).get(field["The pupil's answer"], ("", "The working goes astray"))
+    why = told[1].rpartition(": ")[2].rstrip(".")
     sentences = [
         "The pupil is asked to work out a result from the values in the question",
         f"Done properly, every step leads to {field['Right answer']}",

@@ -19,6 +19,7 @@ import struct
 import sys
 import threading
 import time
+import traceback
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -137,6 +138,13 @@ def understand(api: str, body: dict) -> tuple[str, str, str, dict, int] | str:
             for name in ("temperature", "top_p", "top_k"):
                 if name in body:
                     return f"{name}: Extra inputs are not permitted"
+            thinking, effort = body.get("thinking", {}).get("type"), body["output_config"].get("effort")
+            if thinking == "disabled" and body["model"].endswith("-5-5"):
+                return "thinking.type: `disabled` is not supported; use `between_tools`"
+            if thinking == "between_tools" and effort in ("xhigh", "max"):
+                return "thinking.type: `between_tools` is not supported at this effort"
+            if "tool_choice" in body or body["messages"][-1]["role"] != "user":
+                return "forced tool_choice and assistant prefill are not supported"
             cached, rest, seen = "", "", []
             for block in body["system"]:
                 seen.append(block["text"])
@@ -285,6 +293,7 @@ class Handler(BaseHTTPRequestHandler):
     """One connection."""
 
     protocol_version = "HTTP/1.1"
+    connection_closed = False
     worlds: dict[str, World] = {}
     guard = threading.Lock()
 
@@ -316,6 +325,7 @@ class Handler(BaseHTTPRequestHandler):
         """Close with RST, as a crashed peer would."""
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.close_connection = True
+        self.connection_closed = True
         self.connection.close()
         self.rfile.close()
 
@@ -373,6 +383,10 @@ class Handler(BaseHTTPRequestHandler):
             if not self.allowed(world, path):
                 return
             self.serve(world, path, query or "", data)
+        except (KeyError, TypeError, ValueError, StopIteration):
+            if not self.connection_closed:  # after a planned hang-up, writing fails as it should
+                traceback.print_exc()
+                raise
         finally:
             with world.lock:
                 world.at_once -= 1
@@ -476,18 +490,25 @@ class Handler(BaseHTTPRequestHandler):
     def create_batch(self, world: World, api: str, lines: list, wanted: dict) -> None:
         with world.lock:
             fault = world.draw(
+                "batch_create_402",
                 "batch_create_429",
                 "batch_create_500_unmade",
                 "batch_create_500_made",
                 "batch_create_reset_made",
                 "batch_create_late",
             )
+        if fault == "batch_create_402":
+            self.reply(402, error_body(api, "billing_error", "your credit balance is too low"))
+            return
         if fault in ("batch_create_429", "batch_create_500_unmade"):
             self.reply(
                 429 if "429" in fault else 500,
                 error_body(api, "error", f"seeded fault {fault}"),
                 {"retry-after": "0.01"},
             )
+            return
+        if len(lines) > world.rates.get("batch_most", 10**6):
+            self.reply(413, error_body(api, "request_too_large", "too many requests in a batch"))
             return
         ids = [custom_id for custom_id, _ in lines]
         if len(set(ids)) != len(ids) or not all(re.fullmatch(r"[a-zA-Z0-9_-]{1,64}", name) for name in ids):

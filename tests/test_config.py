@@ -20,14 +20,10 @@ from podium.errors import ArgumentError, DataError
 
 OTHER_KINDS = {"accelerate", "synthetic"}
 """Folders read by accelerate itself, and by scripts with plain flags."""
-BLOCKS = {
-    "lora": {"rank": 4, "alpha": 8.0, "dropout": 0.1, "target_modules": ["q_proj"], "modules_to_save": None},
-    "hard_negatives": {"candidates": "folder", "per_query": 2, "top": 8, "refresh_every_steps": None},
-    "distillation": {"scores": "folder", "temperature": 1.25, "weight": 0.5},
-}
-"""Values for blocks that are null in base.yaml, so that their keys are mutated too."""
 GIVEN = {"analyze_math": {"runs": {"plain": "folder"}}}
 """Values that a user must give, besides those written `???`."""
+HARD = {"candidates": "folder", "per_query": 2, "top": 8, "refresh_every_steps": None}
+LORA = {"rank": 4, "alpha": 8.0, "dropout": 0.1, "target_modules": ["q_proj"], "modules_to_save": None}
 
 
 def decorated(path):
@@ -46,16 +42,29 @@ APPS = {
 YAMLS = sorted(p for p in config.CONF.rglob("*.yaml") if p.relative_to(config.CONF).parts[0] not in OTHER_KINDS)
 
 
+def annotations(settings):
+    """Field name -> annotation with its bounds."""
+    hints = typing.get_type_hints(settings, include_extras=True)
+    return {field.name: hints[field.name] for field in dataclasses.fields(settings)}
+
+
+def nested(annotation):
+    """The settings block inside an annotation, or None."""
+    base, _, _ = unwrap(annotation)
+    return base if dataclasses.is_dataclass(base) else None
+
+
 def composed(stage, name):
     """Plain values of a YAML with its required keys filled in."""
     values = config._compose(stage, name, []) | GIVEN.get(stage, {})
+    values |= {key: "folder" for key in ("rationales",) if key in values}
 
     def fill(settings, block):
-        for key, annotation in config.field_types(settings).items():
+        for key, annotation in annotations(settings).items():
             if block.get(key) == "???":
                 origin = typing.get_origin(unwrap(annotation)[0])
                 block[key] = ["given"] if origin is list else {"given": "given"} if origin is dict else "given"
-            elif isinstance(block.get(key), dict) and (inner := config._nested(annotation)):
+            elif isinstance(block.get(key), dict) and (inner := nested(annotation)):
                 fill(inner, block[key])
 
     fill(running.script(APPS[stage]).main.settings, values)
@@ -79,7 +88,9 @@ def test_every_script_finds_its_default_config():
         if (found := decorated(path)) is not None:
             assert config.config_names(found[1]), f"{path.name} reads conf/{found[1]}, which has no YAML"
             default = [k for k in ast.walk(ast.parse(path.read_text())) if isinstance(k, ast.keyword)]
-            names = [ast.literal_eval(k.value) for k in default if k.arg == "default" and isinstance(k.value, ast.Constant)]
+            names = [
+                ast.literal_eval(k.value) for k in default if k.arg == "default" and isinstance(k.value, ast.Constant)
+            ]
             assert all(name in config.config_names(found[1]) for name in names or ["base"])
 
 
@@ -168,7 +179,9 @@ def test_every_key_is_read(stage):
     module = running.script(APPS[stage])
     read = keys_read(tree_of(module.main.body), vars(module), {"cfg": ""})
     keys = config.all_keys(module.main.settings)
-    read |= {key for path in (config.CONF / stage).glob("*.yaml") for key in re.findall(r"\$\{([\w.]+)\}", path.read_text())}
+    read |= {
+        key for path in (config.CONF / stage).glob("*.yaml") for key in re.findall(r"\$\{([\w.]+)\}", path.read_text())
+    }
     blocks = {key for key in keys if any(other.startswith(f"{key}.") for other in keys)}
     unread = [key for key in keys if key not in blocks and key not in read]
     assert not unread, f"code/{APPS[stage]}.py never reads {unread}"
@@ -204,7 +217,9 @@ def unwrap(annotation):
 
 def wrong_values(annotation):
     """Values that a field of this type must refuse."""
-    if sum(one is not type(None) for one in typing.get_args(annotation)) > 1 and not hasattr(annotation, "__metadata__"):
+    if sum(one is not type(None) for one in typing.get_args(annotation)) > 1 and not hasattr(
+        annotation, "__metadata__"
+    ):
         if typing.get_origin(annotation) in (typing.Union, types.UnionType):
             return [{"unknown": 1}, 0.5]
     base, bounds, optional = unwrap(annotation)
@@ -218,7 +233,15 @@ def wrong_values(annotation):
     if origin is typing.Literal:
         return [*wrong, "no_such_choice", 7, True, ["sdpa"]]
     if origin is list:
-        return [*wrong, 5, "text", True, [{}], [None], *([["text"], [1.5]] if typing.get_args(base)[0] is not str else [[5]])]
+        return [
+            *wrong,
+            5,
+            "text",
+            True,
+            [{}],
+            [None],
+            *([["text"], [1.5]] if typing.get_args(base)[0] is not str else [[5]]),
+        ]
     wrong += [["text"]]
     if origin is bool:
         return [*wrong, 1, 0.5, "true", "yes"]
@@ -252,7 +275,7 @@ def mutations(settings, values, path=()):
     for part in path:
         block = block[part]
     fields = {field.name: field for field in dataclasses.fields(settings)}
-    for key, annotation in config.field_types(settings).items():
+    for key, annotation in annotations(settings).items():
         dotted = ".".join([*path, key])
         if fields[key].default is dataclasses.MISSING and fields[key].default_factory is dataclasses.MISSING:
             yield "missing", dotted, changed(key, KeyError)
@@ -265,29 +288,46 @@ def mutations(settings, values, path=()):
         yield "misspelt", ".".join([*path, misspelt]), tree
         for wrong in wrong_values(annotation):
             yield f"{wrong!r}", dotted, changed(key, wrong)
-        if isinstance(block[key], dict) and (inner := config._nested(annotation)):
+        if isinstance(block[key], dict) and (inner := nested(annotation)):
             yield from mutations(inner, values, (*path, key))
 
 
-def with_blocks(values):
-    """The values with every null block filled in."""
-    return {
-        key: with_blocks(value) if isinstance(value, dict) else copy.deepcopy(BLOCKS.get(key, value)) if value is None else value
-        for key, value in values.items()
-    }
+def example(annotation):
+    """Some value that a field of this type takes."""
+    base, bounds, _ = unwrap(annotation)
+    if dataclasses.is_dataclass(base):
+        return {key: example(one) for key, one in annotations(base).items()}
+    origin = typing.get_origin(base) or base
+    if origin is typing.Literal:
+        return typing.get_args(base)[0]
+    if origin is list:
+        return [example(typing.get_args(base)[0])]
+    ceiling = min([1, *(getattr(bound, "le", 1) for bound in bounds)])
+    return {str: "given", int: 1, float: ceiling / 2, bool: False}.get(origin, {})
+
+
+def with_blocks(settings, values):
+    """The values with every null block filled in, so that its keys are mutated too."""
+    filled = dict(values)
+    for key, annotation in annotations(settings).items():
+        if (inner := nested(annotation)) is not None:
+            block = values.get(key)
+            filled[key] = example(annotation) if block is None else with_blocks(inner, block)
+    return filled
 
 
 def test_no_single_mistake_is_accepted():
-    count, accepted, unclear = 0, [], []
+    count, out_of_range, accepted, unclear = 0, 0, [], []
     for stage, name in sorted(APPS.items()):
         settings = running.script(name).main.settings
-        values = with_blocks(composed(stage, "base"))
+        values = with_blocks(settings, composed(stage, "base"))
         config.build(settings, values, stage)
         for what, dotted, tree in mutations(settings, values):
             count += 1
             try:
                 config.build(settings, tree, f"conf/{stage}/base.yaml")
             except DataError as error:
+                out_of_range += " than " in str(error)
                 last = dotted.rsplit(".", 1)[-1]
                 if last not in str(error) and dotted.split(".")[0] not in str(error):
                     unclear.append((stage, what, dotted, str(error)))
@@ -296,6 +336,7 @@ def test_no_single_mistake_is_accepted():
     assert not accepted
     assert not unclear
     assert count >= 500
+    assert out_of_range >= 50, "bounds are among the mistakes"
 
 
 CONFLICTS = {
@@ -309,12 +350,12 @@ CONFLICTS = {
         {"max_new_tokens": 512},
     ],
     "llm_embedding": [
-        {"hard_negatives": {**BLOCKS["hard_negatives"], "candidates": None}},
-        {"hard_negatives": {**BLOCKS["hard_negatives"], "refresh_every_steps": 5}, "loop.num_workers": 2},
-        {"model.lora": {**BLOCKS["lora"], "target_modules": []}},
+        {"hard_negatives": {**HARD, "candidates": None}},
+        {"hard_negatives": {**HARD, "refresh_every_steps": 5}, "loop.num_workers": 2},
+        {"model.lora": {**LORA, "target_modules": []}},
     ],
     "generate_reasoner": [{"samples": 2}, {"tables": []}],
-    "mine_candidates": [{"views": ["rationale"]}, {"views": []}, {"views": ["plain", "plain"]}],
+    "mine_candidates": [{"views": ["rationale"], "rationales": None}, {"views": []}, {"views": ["plain", "plain"]}],
     "tiny_backbone": [{"hidden_size": 30}, {"hidden_size": 6, "heads": 2}],
 }
 
@@ -347,7 +388,9 @@ def test_a_misspelt_override_names_its_neighbour(override, neighbour):
         running.settings("train_llm_reasoner", override)
 
 
-@pytest.mark.parametrize("override", ["loop.seed", "~loop.seed", "loop.seed.deep=1", "=5", "loop.seed=[1", "loop.seed=${nope}"])
+@pytest.mark.parametrize(
+    "override", ["loop.seed", "~loop.seed", "loop.seed.deep=1", "=5", "loop.seed=[1", "loop.seed=${nope}"]
+)
 def test_a_malformed_override_is_refused(override):
     with pytest.raises((ArgumentError, DataError)):
         running.settings("train_llm_reasoner", "data.questions_dir=q", "model.backbone=b", override)
@@ -377,11 +420,14 @@ def test_cfg_job_shows_the_config(monkeypatch, capfd):
 
 
 def test_multirun_runs_every_combination(monkeypatch, capfd, eedi_dir, tmp_path):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
     code = running.command_line(
         monkeypatch, "prepare_questions", "-m", f"data_dir={eedi_dir}", f"output_dir={tmp_path}/${{seed}}", "seed=1,2"
     )
     assert code == 0
     assert (tmp_path / "1" / "manifest.json").is_file() and (tmp_path / "2" / "manifest.json").is_file()
+    assert not list((tmp_path / "here").iterdir()), "nothing is left in the working folder"
 
 
 def test_multirun_refuses_a_missing_key(monkeypatch, capfd, tmp_path):

@@ -66,7 +66,10 @@ def frame(table):
 def two_rows(table):
     """Two rows that fit a table for which nothing is written above."""
     return pd.DataFrame(
-        {c.name: ["a", "b"] if c.type == pa.string() else pa.array([1, 2]).cast(c.type).to_pylist() for c in table.columns}
+        {
+            c.name: ["a", "b"] if c.type == pa.string() else pa.array([1, 2]).cast(c.type).to_pylist()
+            for c in table.columns
+        }
     )
 
 
@@ -130,7 +133,11 @@ def test_wrong_types_are_refused_at_writing_and_reading(table, frame, tmp_path):
 
 def test_text_that_is_not_unicode_is_refused(tmp_path):
     with pytest.raises(DataError):
-        contracts.write_table(FRAMES["misconceptions"]().assign(name=pd.Series(["a", "\ud800"], dtype=object)), tmp_path / "t", MISCONCEPTIONS)
+        contracts.write_table(
+            FRAMES["misconceptions"]().assign(name=pd.Series(["a", "\ud800"], dtype=object)),
+            tmp_path / "t",
+            MISCONCEPTIONS,
+        )
 
 
 @pytest.mark.parametrize("ranks", [[1, 3, 1], [0, 1, 1], [2, 3, 1]])
@@ -349,7 +356,9 @@ def test_a_missing_input_is_exit_code_4(tmp_path):
 
 # --- checkpoint meta -------------------------------------------------------------------------------------------------
 
-META = CheckpointMeta(stage="embedding", kind="full", base_model="b", pooling="last", folds_trained=[1, 2], data_digest="d")
+META = CheckpointMeta(
+    stage="embedding", kind="full", base_model="b", pooling="last", folds_trained=[1, 2], data_digest="d"
+)
 
 
 def test_meta_round_trips(tmp_path):
@@ -368,7 +377,10 @@ def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path):
         contracts.read_meta(tmp_path)
 
 
-@pytest.mark.parametrize("values", [[], {}, None, "text", {"stage": "embedding"}, {"stage": "a", "kind": "b", "base_model": "c", "future": 1}])
+@pytest.mark.parametrize(
+    "values",
+    [[], {}, None, "text", {"stage": "embedding"}, {"stage": "a", "kind": "b", "base_model": "c", "future": 1}],
+)
 def test_a_damaged_meta_is_refused(values, tmp_path):
     (tmp_path / "meta.json").write_text(json.dumps(values))
     with pytest.raises(DataError, match=r"meta\.json"):

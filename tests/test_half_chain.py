@@ -103,7 +103,9 @@ def test_every_query_is_in_every_table(chain, tables):
     assert not (chain / "rationales" / "parts").exists()
 
 
-@pytest.mark.parametrize("name", ["train_llm_reasoner", "generate_llm_reasoner", "train_llm_embedding", "mine_candidates"])
+@pytest.mark.parametrize(
+    "name", ["train_llm_reasoner", "generate_llm_reasoner", "train_llm_embedding", "mine_candidates"]
+)
 def test_a_second_run_has_nothing_to_do(name, chain, capsys):
     folder = chain / {"train_llm_reasoner": "reasoner", "generate_llm_reasoner": "rationales",
                       "train_llm_embedding": "retriever", "mine_candidates": "candidates"}[name]  # fmt: skip
@@ -203,7 +205,11 @@ def test_hard_negatives_teacher_and_refresh_change_the_losses(chain, scores_dir,
     plain = retriever_losses(trainer, tmp_path / "plain", *short)
     negatives = retriever_losses(trainer, tmp_path / "hard", *short, hard)
     distilled = retriever_losses(
-        trainer, tmp_path / "taught", *short, hard, f"distillation={{scores: {scores_dir}, temperature: 0.5, weight: 0.5}}"
+        trainer,
+        tmp_path / "taught",
+        *short,
+        hard,
+        f"distillation={{scores: {scores_dir}, temperature: 0.5, weight: 0.5}}",
     )
     assert negatives[0] > plain[0], "more documents make the task harder"
     assert len({plain[0], negatives[0], distilled[0]}) == 3
@@ -216,7 +222,9 @@ def test_refreshed_negatives_reach_the_batches(trainer, tmp_path):
     mined = retriever_losses(trainer, tmp_path / "mined", refresh)
     assert mined[:3] == plain[:3], "nothing is mined before step 2, and its table serves the batches after it"
     assert mined[3] > plain[3]
-    table = contracts.read_table(tmp_path / "mined" / "hard_negatives" / "step-00000002" / "candidates.parquet", contracts.CANDIDATES)
+    table = contracts.read_table(
+        tmp_path / "mined" / "hard_negatives" / "step-00000002" / "candidates.parquet", contracts.CANDIDATES
+    )
     assert table["rank"].max() == 8
 
 
@@ -227,7 +235,11 @@ def test_negatives_of_another_table_are_refused(chain, trainer, tmp_path):
     hard = f"hard_negatives={{candidates: {folder}, per_query: 3, top: 8, refresh_every_steps: null}}"
     with pytest.raises(DataError, match="no candidates for training query"):
         running.run("train_llm_embedding", *trainer(tmp_path / "run", hard))
-    contracts.write_table(candidates.assign(misconception_id=lambda f: f["misconception_id"] + 10_000), folder / "candidates.parquet", contracts.CANDIDATES)
+    contracts.write_table(
+        candidates.assign(misconception_id=lambda f: f["misconception_id"] + 10_000),
+        folder / "candidates.parquet",
+        contracts.CANDIDATES,
+    )
     with pytest.raises(DataError, match="catalogue"):
         running.run("train_llm_embedding", *trainer(tmp_path / "run2", hard))
 
@@ -237,14 +249,31 @@ def test_negatives_of_another_table_are_refused(chain, trainer, tmp_path):
 
 def test_a_checkpoint_of_another_stage_is_refused(chain, questions_dir, tmp_path):
     with pytest.raises(DataError, match="is a embedding checkpoint"):
-        running.run("generate_llm_reasoner", f"checkpoint={chain / 'retriever'}", f"tables=[{questions_dir}/test.parquet]", f"output_dir={tmp_path / 'o'}")
+        running.run(
+            "generate_llm_reasoner",
+            f"checkpoint={chain / 'retriever'}",
+            f"tables=[{questions_dir}/test.parquet]",
+            f"output_dir={tmp_path / 'o'}",
+        )
     with pytest.raises(DataError, match="is a reasoner checkpoint"):
-        running.run("mine_candidates", f"checkpoint={chain / 'reasoner'}", f"questions_dir={questions_dir}", f"tables=[{questions_dir}/test.parquet]", f"output_dir={tmp_path / 'p'}")
+        running.run(
+            "mine_candidates",
+            f"checkpoint={chain / 'reasoner'}",
+            f"questions_dir={questions_dir}",
+            f"tables=[{questions_dir}/test.parquet]",
+            f"output_dir={tmp_path / 'p'}",
+        )
 
 
 def test_ranking_trained_folds_is_refused_unless_asked_for(chain, questions_dir, tmp_path):
     with pytest.raises(DataError, match="allow_in_sample"):
-        running.run("mine_candidates", f"checkpoint={chain / 'retriever'}", f"questions_dir={questions_dir}", f"tables=[{questions_dir}/questions.parquet]", f"output_dir={tmp_path / 'o'}")
+        running.run(
+            "mine_candidates",
+            f"checkpoint={chain / 'retriever'}",
+            f"questions_dir={questions_dir}",
+            f"tables=[{questions_dir}/questions.parquet]",
+            f"output_dir={tmp_path / 'o'}",
+        )
 
 
 def test_the_run_record_is_not_an_input_of_later_stages(chain):

@@ -188,7 +188,9 @@ def test_group_softmax(smoothing, weight, padded):
 
 def test_all_groups_are_labelled_by_default():
     scores, target, valid = torch.randn(3, 4), torch.tensor([0, 1, 2]), torch.ones(3, 4, dtype=torch.bool)
-    assert losses.group_softmax(scores, target, valid)[0].item() == pytest.approx(F.cross_entropy(scores, target).item() * 3)
+    assert losses.group_softmax(scores, target, valid)[0].item() == pytest.approx(
+        F.cross_entropy(scores, target).item() * 3
+    )
 
 
 def test_distillation_without_a_teacher_is_refused():

@@ -8,12 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
+from podium import config
 from podium.errors import DataError
-from podium.maths import evaluation, prompts
+from podium.maths import evaluation, prompts, run
+from podium.maths import flags as published
 from podium.maths.datasets import Problem
 from podium.maths.engine import Sampling, load_transformers
+from podium.maths.settings import EvalMath
 
 ROOT = Path(__file__).parents[1]
 PROBLEMS = [Problem(str(n), f"What is {n} and {n}?", str(2 * n), "number") for n in range(1, 6)]
@@ -31,7 +34,8 @@ def tiny(tmp_path_factory) -> Path:
         )
         pairs.append((prompts.alpaca(prompts.instruction(problem.question, (), "pot", 0)), f" print({problem.gold})"))
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    # AutoTokenizer gives a Qwen2 this pre-tokenizer, whatever was saved
+    tokenizer.pre_tokenizer = Qwen2Tokenizer().backend_tokenizer.pre_tokenizer
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=[END], initial_alphabet=alphabet, show_progress=False)
@@ -74,7 +78,7 @@ def test_generation_is_in_order_stops_and_does_not_depend_on_its_batch(tiny):
     assert together == [f"The answer is {problem.gold}." for problem in PROBLEMS]
     assert [engine.generate([text], Sampling(12))[0] for text in texts] == together
     assert engine.generate(texts[:2], Sampling(12, stop=(" is",))) == ["The answer"] * 2
-    assert engine.context_tokens == 128 and all(40 < count < 128 for count in engine.count_tokens(texts))
+    assert engine.context_tokens == 128 and all(20 < count < 128 for count in engine.count_tokens(texts))
     assert engine.render_chat is None
 
 
@@ -91,28 +95,19 @@ def test_the_chat_form_needs_a_chat_template(tiny, tmp_path):
     assert evaluation.render(PROBLEMS[:1], "cot", "chat", 0, chat) == ["<user>What is 1 and 1?<bot>"]
 
 
-def test_the_published_command_line_evaluates_a_checkpoint(tiny, tmp_path):
+def test_the_published_command_line_evaluates_a_checkpoint(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # restored afterwards: --gpu_ids sets it
     rows = [{"question": problem.question, "answer": problem.gold} for problem in PROBLEMS]
     (tmp_path / "simuleq.json").write_text(json.dumps(rows))
-    command = [
-        sys.executable,
-        str(ROOT / "code" / "eval_math.py"),
-        "--model_name_or_path",
-        str(tiny),
-        "--stem_flan_type",
-    ]
-    flags = ["--eval_dataset", "simuleq", "--gpu_ids", "0", "--eval_results_dir", str(tmp_path / "out")]
-    flags += ["--eval_datasets_dir", str(tmp_path), "check_counts=false", "max_new_tokens=12", "device=cpu"]
-    folder = tmp_path / "out" / tiny.name
-    for stem, mode in (("", "cot"), ("pot_prompt", "pot")):
-        done = subprocess.run([*command, stem, *flags], capture_output=True, text=True, cwd=ROOT)
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert json.loads((folder / "metrics.json").read_text())["sets"]["simuleq"][mode]["correct"] == 5
-    assert "sandbox: " in done.stdout
-    assert json.loads((folder / "metrics.json").read_text())["macro_average"] == {
-        "cot": 1.0,
-        "pot": 1.0,
-        "pot_or_cot": 1.0,
-    }
-    records = evaluation.read_records(folder / "simuleq-pot.jsonl")
+    flags = ["--model_name_or_path", str(tiny), "--eval_dataset", "simuleq", "--gpu_ids", "0"]
+    flags += ["--eval_results_dir", str(tmp_path / "out"), "--eval_datasets_dir", str(tmp_path)]
+    flags += ["check_counts=false", "max_new_tokens=12", "device=cpu"]
+    command = [sys.executable, str(ROOT / "code" / "eval_math.py"), *flags, "--stem_flan_type", "pot_prompt"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "sandbox: " in done.stdout and "5 of 5" in done.stdout
+    overrides = published.to_overrides([*flags, "--stem_flan_type", ""], EvalMath)
+    metrics = run.eval_math(config.load(EvalMath, "eval_math", "base", overrides))
+    assert metrics["macro_average"] == {"cot": 1.0, "pot": 1.0, "pot_or_cot": 1.0}
+    records = evaluation.read_records(tmp_path / "out" / tiny.name / "simuleq-pot.jsonl")
     assert records[2]["samples"][0]["program"] == "print(6)" and records[2]["answer"] == "6"

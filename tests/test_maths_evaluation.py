@@ -2,14 +2,12 @@ import json
 import math
 import os
 import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import running
 import yaml
 
 from podium import config
@@ -442,7 +440,7 @@ def test_set_names():
 
 @pytest.mark.parametrize(
     ("stage", "settings", "given"),
-    [("eval_math", EvalMath, ["model_name_or_path=m"]), ("analyze_math", AnalyzeMath, ["+runs.a=b"])],
+    [("eval_math", EvalMath, ["model_name_or_path=m"]), ("analyze_math", AnalyzeMath, ["runs.a=b"])],
 )
 def test_configs_state_every_key_and_are_read(stage, settings, given):
     for path in (ROOT / "conf" / stage).glob("*.yaml"):
@@ -466,15 +464,21 @@ def test_bad_settings_are_refused():
             config.load(EvalMath, "eval_math", "base", ["model_name_or_path=m", override])
 
 
-def test_the_script_answers_mistakes_in_one_line():
-    def call(*arguments):
-        command = [sys.executable, str(ROOT / "code" / "eval_math.py"), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+def test_the_script_answers_a_mistake_in_one_line():
+    misspelt = running.process("eval_math", "--eval_datset", "gsm8k")
+    assert misspelt.returncode == 2 and misspelt.stderr.count("\n") == 1 and "`eval_dataset`" in misspelt.stderr
 
-    misspelt = call("--eval_datset", "gsm8k")
-    assert misspelt.returncode == 2 and misspelt.stderr.count("\n") == 1 and "eval_dataset" in misspelt.stderr
-    absent = call("--model_name_or_path", "m", "--stem_flan_type", "", "--eval_datasets_dir", "/nowhere")
-    assert absent.returncode == 4 and absent.stderr.startswith("error: eval_datasets_dir /nowhere is no folder")
+
+def test_what_is_missing_is_told_before_the_model_is_loaded(tmp_path):
+    def refuse(*_):
+        raise AssertionError("the model was loaded")
+
+    cfg = config.load(EvalMath, "eval_math", "base", ["model_name_or_path=m", "eval_datasets_dir=/nowhere"])
+    with pytest.raises(MissingFileError, match="eval_datasets_dir /nowhere is no folder"):
+        run.eval_math(cfg, refuse)
+    folder = write_sets(tmp_path / "sets")
+    cfg = replace(cfg, eval_datasets_dir=str(folder), check_counts=False, dry_run=True, stem_flan_type="both")
+    assert run.eval_math(cfg, refuse) == {}
 
 
 # --- statistics ------------------------------------------------------------------------------------------------------
@@ -570,19 +574,11 @@ def test_runs_that_cannot_be_compared_are_refused(tmp_path):
     with pytest.raises(DataError, match="shares a set and method"):
         report.write_report({"plain": plain, "b": str(tmp_path / "elsewhere")}, tmp_path / "r", None, [], 0.05)
     with pytest.raises(DataError, match="run `x` is not in runs"):
-        config.load(AnalyzeMath, "analyze_math", "base", [f"+runs.plain={plain}", "baseline=x"])
+        config.load(AnalyzeMath, "analyze_math", "base", [f"runs.plain={plain}", "baseline=x"])
 
 
-def test_the_analysis_script_runs(tmp_path):
-    plain = make_run(tmp_path, "plain", {1})
-    command = [
-        sys.executable,
-        str(ROOT / "code" / "analyze_math.py"),
-        f"+runs.plain={plain}",
-        f"output_dir={tmp_path}/a",
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "a" / "index.html").is_file() and time.time() - (
-        tmp_path / "a" / "manifest.json"
-    ).stat().st_mtime < 60
+def test_the_analysis_script_runs(tmp_path, capsys):
+    runs = [f"runs.{name}={make_run(tmp_path, name, wrong)}" for name, wrong in (("plain", {1}), ("other", {2}))]
+    running.run("analyze_math", *runs, f"output_dir={tmp_path}/a")
+    assert (tmp_path / "a" / "index.html").is_file() and (tmp_path / "a" / "manifest.json").is_file()
+    assert "cot: other - plain = +0.00%" in capsys.readouterr().out

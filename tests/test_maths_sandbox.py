@@ -1,4 +1,6 @@
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +14,7 @@ from podium.maths import seccomp
 from podium.maths.sandbox import Limits, Sandbox
 
 CANARY = "canary-5f1c"
-LIMITS = Limits(wall_seconds=1.5, cpu_seconds=1, memory_bytes=2**29, output_bytes=10_000)
+LIMITS = Limits(wall_seconds=1.0, cpu_seconds=1, memory_bytes=2**29, output_bytes=10_000)
 
 
 @pytest.fixture(scope="module")
@@ -308,6 +310,32 @@ def test_namespaces_alone_hold_the_worst(outside):
         time.sleep(0.2)
         assert descendants([z for z in box._idle.queue if z][0].process.pid) == family
         assert answers(box)
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("setpriv"), reason="without root this is the ordinary path")
+def test_a_user_without_privileges_gets_a_user_namespace_that_holds_as_well(outside):
+    names = [
+        "secret file",
+        "write outside",
+        "proc root",
+        "fork",
+        "become root",
+        "tcp socket",
+        "mount",
+        "write in the root folder",
+    ]
+    programs = [ESCAPES[name][0].replace("{outside}", str(outside)) for name in names]
+    script = (
+        "import json, sys\nfrom podium.maths.sandbox import *\n"
+        "with Sandbox(1) as box:\n    print(json.dumps([box.isolation.describe(), *[box.run(s).stdout for s in json.loads(sys.argv[1])]]))"
+    )
+    command = ["setpriv", "--bounding-set=-sys_admin", "--inh-caps=-all", sys.executable, "-c", script]
+    done = subprocess.run([*command, json.dumps([*programs, "print(6 * 7)"])], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    level, *outputs, last = json.loads(done.stdout)
+    assert level.startswith("sandbox: full (user, mount, pid")
+    assert not [name for name, output in zip(names, outputs, strict=True) if "ESCAPED" in output]
+    assert last == "42\n"
 
 
 def test_seccomp_allows_nothing_that_starts_or_reaches():

@@ -140,7 +140,9 @@ def test_defect_7_a_right_answer_carries_no_error_into_the_fallback(tmp_path):
 
 
 def test_defect_8_stop_words_end_a_text_only_at_the_start_of_a_line(tmp_path):
-    kept = "The Question asks for x. Our Response is simple; each Instruction adds 1. The answer is 12."
+    kept = (
+        "The Question asks for x (Question: why?). Our Response is simple; each Instruction: add 1. The answer is 12."
+    )
     assert prompts.cut_at_stops(kept) == kept
     assert prompts.cut_at_stops("The answer is 3.\nQuestion: what is 4?\nThe answer is 4.") == "The answer is 3."
     assert prompts.cut_at_stops("The answer is 3.\n\n### Instruction:\nNext") == "The answer is 3."

@@ -8,9 +8,10 @@ from collections import Counter
 from random import Random
 
 import pytest
-from test_synthetic_runner import KEY, PRICE, WAYS, accept, call, endpoint, key, prices_file, run, server  # noqa: F401
+from test_synthetic_runner import KEY, PRICE, WAYS, accept, api_key, call, endpoint, prices_file, run, server  # noqa: F401
 
 from podium.errors import PodiumError
+from podium.synthetic import anthropic_api, openai_api  # noqa: F401 - imported once here, not in every forked run
 from podium.synthetic.ledger import Ledger
 from podium.synthetic.projections import FINAL_STATES, replay
 

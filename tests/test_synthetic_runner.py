@@ -125,7 +125,7 @@ def run(folder, point, mode="realtime", count=6, max_usd=5.0, plan=False, check=
 
 
 @pytest.fixture(autouse=True)
-def key(monkeypatch):
+def api_key(monkeypatch):
     monkeypatch.setenv("PODIUM_TEST_KEY", KEY)
 
 
@@ -244,10 +244,8 @@ def test_a_plan_sends_nothing_and_says_what_would_happen(server, tmp_path, capsy
 @pytest.mark.parametrize("trouble", ["wrong key", "no credit"])
 def test_credentials_and_billing_stop_the_run_with_one_line(server, tmp_path, provider, api, mode, trouble, capsys):
     world = f"stop-{provider}-{api}-{mode}-{trouble.replace(' ', '-')}"
-    config = {"key": "another key"} if trouble == "wrong key" else {"rates": {"http_402": 1.0}}
+    config = {"key": "another key"} if trouble == "wrong key" else {"rates": {"http_402": 1.0, "batch_create_402": 1.0}}
     call(server, world, "_config", config | {"prices": PRICE})
-    if mode == "batch" and trouble == "no credit":
-        pytest.skip("a batch is refused for billing at its creation, as realtime is")
     with pytest.raises(PodiumError, match="refuses our credentials" if trouble == "wrong key" else "billing") as caught:
         run(tmp_path, endpoint(server, world, provider, api), mode)
     assert "\n" not in str(caught.value) and KEY not in str(caught.value)
@@ -274,6 +272,12 @@ def test_a_missing_key_is_a_missing_prerequisite(server, tmp_path, monkeypatch):
     monkeypatch.delenv("PODIUM_TEST_KEY")
     with pytest.raises(PrerequisiteError, match="PODIUM_TEST_KEY is not set"):
         run(tmp_path, endpoint(server, "nokey"))
+
+
+def test_a_key_in_place_of_a_variable_name_is_not_repeated(server, tmp_path):
+    with pytest.raises(PrerequisiteError, match="name of an environment variable") as caught:
+        run(tmp_path, endpoint(server, "nokey", api_key_env="sk-real-looking-0123456789"))
+    assert "sk-real" not in str(caught.value)
 
 
 def test_a_masked_key_is_scrubbed_too():
@@ -457,7 +461,7 @@ def test_addresses_depend_on_everything_that_decides_an_answer():
 
 def test_the_ledger_only_grows(server, tmp_path):
     call(server, "grow", "_config", {"prices": PRICE})
-    run(tmp_path, endpoint(server, "grow"), count=2)
+    run(tmp_path, endpoint(server, "grow"), "batch", count=2)
     connection = sqlite3.connect(tmp_path / "ledger.sqlite")
     for table in ("events", "items", "received", "answers", "usage", "batch_events", "blobs"):
         with pytest.raises(sqlite3.DatabaseError, match="append-only"):
@@ -507,12 +511,33 @@ def test_schemas_are_what_the_vendors_accept(server, tmp_path):
         prices_path=prices_file(tmp_path),
         quiet=True,
     )
-    assert result.counts == {"failed": 1} and "not supported" in result.outcomes[0].reason
+    assert result.counts == {"failed": 1} and "objects need additionalProperties" in result.outcomes[0].reason
+
+
+@pytest.mark.parametrize(("provider", "api"), [("anthropic", "messages"), ("openai", "chat")])
+def test_a_batch_that_is_too_large_stops_the_run_and_can_be_cut(server, tmp_path, provider, api):
+    call(server, f"large-{provider}", "_config", {"prices": PRICE, "rates": {"batch_most": 4}})
+    point = endpoint(server, f"large-{provider}", provider, api)
+    with pytest.raises(PodiumError, match="calls a batch malformed.*too many requests"):
+        run(tmp_path, point, "batch", 6)
+    assert books(tmp_path)[:2] == ({"planned": 6}, 0)
+    assert run(tmp_path, point, "batch", 6, max_batch_requests=4).counts == {"succeeded": 6}
+
+
+def test_batches_are_cut_by_size(server, tmp_path):
+    call(server, "bytes", "_config", {"prices": PRICE})
+    point = endpoint(server, "bytes")
+    assert run(tmp_path, point, "batch", 9, max_batch_bytes=2500, max_open_batches=2).counts == {"succeeded": 9}
+    assert call(server, "bytes", "_stats")["batches"] >= 3
 
 
 def test_settings_that_todays_api_refuses_are_refused_here(server, tmp_path):
     with pytest.raises(ArgumentError, match="refuses sampling parameters"):
         run(tmp_path, endpoint(server, "t", temperature=0.5))
+    with pytest.raises(ArgumentError, match="effort up to high"):
+        run(tmp_path, endpoint(server, "t", thinking="between_tools", effort="max"))
+    with pytest.raises(ArgumentError, match="Anthropic's"):
+        run(tmp_path, endpoint(server, "t", "openai", "chat", thinking="adaptive"))
     with pytest.raises(ArgumentError, match="has only `messages`"):
         run(tmp_path, endpoint(server, "t", api="chat"))
     with pytest.raises(ArgumentError, match="`responses` and `chat`"):

@@ -14,6 +14,7 @@ import os
 import re
 import signal
 import sys
+import tempfile
 import types
 import typing
 from collections.abc import Callable, Iterator
@@ -39,7 +40,8 @@ CONF = Path(__file__).resolve().parents[2] / "conf"
 QUIET_HYDRA = [
     "hydra.run.dir=.",
     "hydra.output_subdir=null",
-    "hydra.sweep.dir=.",
+    # the sweeper insists on writing multirun.yaml somewhere
+    f"hydra.sweep.dir={Path(tempfile.gettempdir()) / 'podium-sweeps'}",
     "hydra.sweep.subdir=.",
     "hydra/job_logging=none",
     "hydra/hydra_logging=none",

@@ -468,6 +468,14 @@ def read_meta(folder: str | Path, stage: str | tuple[str, ...] | None = None) ->
     return meta
 
 
+def folds_behind(backbone: str | Path, data_digest: str) -> set[int]:
+    """Folds of the same question table that a starting checkpoint was trained on; none for other backbones."""
+    if not (Path(backbone) / META).is_file():
+        return set()
+    meta = read_meta(backbone)
+    return set(meta.folds_trained) if meta.data_digest == data_digest else set()
+
+
 def refuse_trained_folds(meta: CheckpointMeta, folds: set[int], data_digest: str, allowed: bool, where: str) -> bool:
     """Whether scoring rows of these folds is in-sample for the checkpoint; refused unless allowed.
 

@@ -6,11 +6,12 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from podium import contracts
+from podium import contracts, rng
 from podium.errors import DataError, MissingFileError, PrerequisiteError, sample
 
 Task = Literal["embedding", "causal_lm"]
@@ -78,7 +79,7 @@ def load_backbone(
 
     Raises:
         MissingFileError: no such folder, and not in the Hub or its cache.
-        DataError: an adapter folder, or a checkpoint whose weights do not cover the model.
+        DataError: an adapter folder, damaged files, or a checkpoint whose weights do not cover the model.
         PrerequisiteError: a package or device for the requested options is missing.
     """
     refuse_adapter(source)
@@ -105,6 +106,12 @@ def load_backbone(
         raise MissingFileError(
             f"backbone {source}: not a model folder, and not in the Hub or its cache ({first}); check the name, run"
             f" `hf download {source}` on a machine with network, or make one with code/make_tiny_backbone.py"
+        ) from None
+    except (SafetensorError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(
+            f"backbone {source}: config.json and weights cannot be read or do not fit each other ({reason[:200]}); get"
+            " or produce it again"
         ) from None
     if missing := sorted(info["missing_keys"]):
         # poolers of encoders are never used here, so a checkpoint may lack them
@@ -138,7 +145,7 @@ def add_lora(
         raise DataError(f"lora.target_modules {sample(absent)} are no layers of {model.config.model_type}")
     if getattr(model, "is_loaded_in_4bit", False):
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-    return get_peft_model(
+    wrapped = get_peft_model(
         model,
         LoraConfig(
             r=rank,
@@ -149,6 +156,9 @@ def add_lora(
             task_type=TaskType.FEATURE_EXTRACTION if task == "embedding" else TaskType.CAUSAL_LM,
         ),
     )
+    # peft holds the names in a set, whose order in the saved file would differ from process to process
+    wrapped.peft_config["default"].target_modules = sorted(target_modules)
+    return wrapped
 
 
 def enable_gradient_checkpointing(model: Any) -> None:
@@ -166,8 +176,11 @@ def prepare_for_training(
     quantization: Literal["nf4"] | None,
     gradient_checkpointing: bool,
     lora: dict[str, Any] | None,
+    seed: int,
 ) -> nn.Module:
     """Backbone as the `model` block of a training config describes it: loaded, adapted, checkpointed.
+
+    `seed` is of the adapters' first weights, which must be the same in every start of a run.
 
     Raises:
         MissingFileError, DataError, PrerequisiteError: as `load_backbone` and `add_lora`.
@@ -177,6 +190,7 @@ def prepare_for_training(
     )
     if gradient_checkpointing:
         enable_gradient_checkpointing(model)
+    torch.manual_seed(rng.torch_seed(seed, "adapters"))
     return model if lora is None else add_lora(model, task, **lora)
 
 
@@ -312,6 +326,8 @@ class LabelScorer(nn.Module):
         logits = logits.float()
         if scale := getattr(model.config, "logit_scale", None):
             logits = logits * scale
+        if divisor := getattr(model.config, "logits_scaling", None):
+            logits = logits / divisor
         if cap := getattr(model.config, "final_logit_softcapping", None):
             logits = torch.tanh(logits / cap) * cap
         return logits

@@ -33,7 +33,7 @@ class Step:
 
     def arguments(self) -> list[str]:
         """The overrides as command-line arguments."""
-        return [f"{key}={_quoted(value)}" for key, value in self.overrides.items()]
+        return [f"{key}={quoted(value)}" for key, value in self.overrides.items()]
 
     def command(self) -> str:
         """What a person would type."""
@@ -45,17 +45,17 @@ def steps_of(settings: list[Any]) -> list[Step]:
     return [Step(one.name, one.script, one.config, one.overrides) for one in settings]
 
 
-def _quoted(value: Any) -> str:
-    """A value in Hydra's override grammar."""
+def quoted(value: Any, always: bool = False) -> str:
+    """A value in Hydra's override grammar; `always` quotes texts that would be read as numbers or null."""
     if value is None:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list | tuple):
-        return "[" + ",".join(_quoted(one) for one in value) + "]"
+        return "[" + ",".join(quoted(one) for one in value) + "]"
     if isinstance(value, dict):
-        return "{" + ",".join(f"{key}:{_quoted(one)}" for key, one in value.items()) + "}"
-    if isinstance(value, str) and not all(char.isalnum() or char in "/._-+" for char in value):
+        return "{" + ",".join(f"{key}:{quoted(one)}" for key, one in value.items()) + "}"
+    if isinstance(value, str) and (always or not all(char.isalnum() or char in "/._-+" for char in value)):
         return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
     return str(value)
 

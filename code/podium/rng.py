@@ -11,7 +11,7 @@ import numpy as np
 
 def key(*parts: int | str) -> int:
     """A 128-bit key for the given parts; ("a", "b") and ("ab",) differ."""
-    text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
+    text = "\x1f".join(f"str:{part}" if isinstance(part, str) else f"int:{int(part)}" for part in parts)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest(), "big")
 
 

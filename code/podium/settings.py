@@ -219,7 +219,6 @@ class Retriever:
     prompt_style: Style
     pooling: Literal["last", "mean", "cls"]
     max_length_tokens: Positive
-    max_tokens_per_batch: Positive
     """Padded tokens of one forward at evaluations and while mining."""
     max_tokens_per_batch: Positive
     topic_dropout: Fraction

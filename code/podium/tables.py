@@ -5,9 +5,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from podium import contracts, questions
+from podium import contracts, questions, stage
 from podium.batching.queries import QueryRows, make_rows
 from podium.errors import DataError
+
+
+GOLD_SOURCES = {"synthetic.csv", "test_key.csv"}
+"""`model` of rationales that were read from a data folder, not generated."""
 
 
 @dataclass
@@ -26,9 +30,21 @@ def read_catalogue(questions_dir: str | Path) -> pd.DataFrame:
     return contracts.read_table(Path(questions_dir) / "misconceptions.parquet", contracts.MISCONCEPTIONS)
 
 
-def read_rationales(folder: str | Path | None) -> pd.DataFrame | None:
-    """The rationales table of a folder, or None for None."""
-    return None if folder is None else contracts.read_table(Path(folder) / "rationales.parquet", contracts.RATIONALES)
+def read_rationales(folder: str | Path | None, gold: bool = False) -> pd.DataFrame | None:
+    """The rationales table of a folder, or None for None.
+
+    Raises:
+        DataError: gold rationales where generated ones are wanted: they tell the answer.
+    """
+    if folder is None:
+        return None
+    written = contracts.read_table(Path(folder) / "rationales.parquet", contracts.RATIONALES)
+    if not gold and (told := set(written["model"]) & GOLD_SOURCES):
+        raise DataError(
+            f"{folder}: these are gold rationales ({', '.join(sorted(told))}), which tell the answer; "
+            f"give a folder written by code/generate_llm_reasoner.py"
+        )
+    return written
 
 
 def even_sample(frame: pd.DataFrame, count: int | None) -> pd.DataFrame:
@@ -64,6 +80,7 @@ def read_training_tables(
     full_fit: bool,
     rationales: str | Path | None = None,
     require_rationales: bool = False,
+    gold_rationales: bool = False,
 ) -> TrainingTables:
     """Read and split the question table.
 
@@ -75,7 +92,7 @@ def read_training_tables(
     """
     table = contracts.read_table(Path(questions_dir) / "questions.parquet", contracts.QUESTIONS)
     catalogue = read_catalogue(questions_dir)
-    written = read_rationales(rationales)
+    written = read_rationales(rationales, gold_rationales)
     folds = sorted({*train_folds, validation_fold}) if full_fit else sorted(train_folds)
     train = questions.training_rows(table, folds)
     validation = questions.training_rows(table, [validation_fold])
@@ -85,6 +102,9 @@ def read_training_tables(
             f"{questions_dir}: train_folds {train_folds} hold {len(train)} labelled rows and validation_fold"
             f" {validation_fold} holds {len(validation)}; labelled rows by fold: {there}"
         )
+    names = dict(zip(catalogue["misconception_id"].astype(int), catalogue["name"], strict=True))
+    labels = {int(one) for one in [*train["misconception_id"], *validation["misconception_id"]]}
+    stage.require_labels_known(labels, names, str(questions_dir))
     return TrainingTables(
         train=make_rows(train, catalogue, written, require_rationales),
         validation=make_rows(even_sample(validation, validation_rows), catalogue, written, require_rationales),

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from podium.errors import DataError
+from podium.errors import DataError, MissingFileError
 
 CUT = " … "
 
@@ -15,9 +15,20 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerFast:
     """Load a tokenizer from a folder or Hub id; make sure that it has pad and end-of-text tokens.
 
     Raises:
-        DataError: no fast tokenizer, or one without an end-of-text token.
+        MissingFileError: no such folder, and not in the Hub or its cache.
+        DataError: unreadable files, no fast tokenizer, or one without an end-of-text token.
     """
-    tokenizer: Any = AutoTokenizer.from_pretrained(str(source))
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(str(source))
+    except OSError as error:
+        first = str(error).splitlines()[0]
+        raise MissingFileError(
+            f"tokenizer of {source}: no such folder, and not in the Hub or its cache ({first}); check the name, or run"
+            f" `hf download {source}` on a machine with network"
+        ) from None
+    except ValueError as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"tokenizer of {source} cannot be read ({reason[:200]}); get or produce it again") from None
     if not tokenizer.is_fast:
         raise DataError(
             f"{source}: no fast tokenizer; offsets are needed for exact truncation (is tokenizer.json there?)"
@@ -56,6 +67,14 @@ def label_token_ids(tokenizer: PreTrainedTokenizerFast, labels: list[str]) -> li
     if len(set(flat)) != len(flat):
         raise DataError(f"label texts {labels} do not have distinct tokens")
     return flat
+
+
+def longer_than(tokenizer: PreTrainedTokenizerFast, texts: list[str], budgets: list[int]) -> list[int]:
+    """Positions of the texts that have more tokens than their budget."""
+    # a token covers at least one byte, so short texts need no count
+    asked = [at for at, text in enumerate(texts) if len(text.encode()) > budgets[at]]
+    counted = encode(tokenizer, [texts[at] for at in asked])
+    return [at for at, ids in zip(asked, counted, strict=True) if len(ids) > budgets[at]]
 
 
 def fit(tokenizer: PreTrainedTokenizerFast, render: Callable[[str], str], question: str, budget: int) -> str:

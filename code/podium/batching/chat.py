@@ -45,7 +45,7 @@ class CompletionCollator:
         return [*prompt, *completion], len(prompt)
 
     def check(self) -> None:
-        """Refuse completions that would have to be cut, before training starts.
+        """Refuse completions that would have to be cut, and rows without room for a question, before training starts.
 
         Raises:
             DataError: naming the rows.
@@ -56,6 +56,17 @@ class CompletionCollator:
             if len(self.targets[index].encode()) > self.max_length_tokens // 2
             and len(self.completion_ids(index)) > self.max_length_tokens // 2
         ]
+        bare = [
+            prompts.reasoner_prompt(dataclasses.replace(query, question=tokenization.CUT), self.style)
+            for query in self.rows.text
+        ]
+        room = self.max_length_tokens - len(tokenization.special_prefix_suffix(self.tokenizer)[0])
+        budgets = [room - len(self.completion_ids(index)) for index in range(len(self.rows))]
+        if not long and (crowded := tokenization.longer_than(self.tokenizer, bare, budgets)):
+            raise DataError(
+                f"answers and rationale of {sample(self.rows.query_id[index] for index in crowded)} leave no room for"
+                f" a question in max_length_tokens={self.max_length_tokens}; raise it"
+            )
         if long:
             raise DataError(
                 f"rationales of {sample(long)} fill more than half of max_length_tokens={self.max_length_tokens}; "

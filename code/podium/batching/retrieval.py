@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from podium import prompts, rng, tokenization
 from podium.batching.padding import pad
 from podium.batching.queries import QueryRows
+from podium.errors import DataError, sample
 
 
 @dataclass
@@ -34,6 +35,26 @@ class RetrievalCollator:
         return query_text(
             self.rows, index, self.tokenizer, self.style, self.max_length_tokens, topic=topic, rationale=rationale
         )
+
+    def check(self) -> None:
+        """Refuse queries that do not fit even without their question, before training starts.
+
+        Raises:
+            DataError: naming them.
+        """
+        bare = [
+            prompts.retrieval_query(
+                dataclasses.replace(query, question=tokenization.CUT), self.style, rationale=max(written, key=len, default=None)
+            )
+            for query, written in zip(self.rows.text, self.rows.rationales, strict=True)
+        ]
+        before, after = tokenization.special_prefix_suffix(self.tokenizer)
+        room = self.max_length_tokens - len(before) - len(after)
+        if crowded := tokenization.longer_than(self.tokenizer, bare, [room] * len(bare)):
+            raise DataError(
+                f"answers and rationale of {sample(self.rows.query_id[index] for index in crowded)} leave no room for"
+                f" a question in max_length_tokens={self.max_length_tokens}; raise it"
+            )
 
     def __call__(self, epoch: int, ids: np.ndarray) -> list[dict[str, Any]]:
         """One micro-batch: the local share of the step's queries.

@@ -218,5 +218,5 @@ def eval_math(cfg: EvalMath, load_engine: LoadEngine = engines.load_transformers
         }
         metrics = write_metrics(folder, facts)
     print_table(metrics)
-    print(f"wrote {folder}\nnext: python code/analyze_math.py +runs.{model_name(cfg.model_name_or_path)}={folder}")
+    print(f"wrote {folder}\nnext: python code/analyze_math.py runs.{model_name(cfg.model_name_or_path)}={folder}")
     return metrics

@@ -12,7 +12,7 @@ BRACKETS = Context(
         Construct(
             name="Expand a single bracket containing a sum",
             program="p = a × b; a × c",
-            numbers={"a": between(2, 9), "b": between(2, 9), "c": between(2, 12)},
+            numbers={"a": between(2, 9), "b": between(2, 9), "c": between(2, 9)},
             stems=(
                 r"Expand \( <a>(<b>x + <c>) \)",
                 r"Which expression is equal to \( <a>(<b>x + <c>) \) ?",
@@ -38,7 +38,7 @@ BRACKETS = Context(
         Construct(
             name="Expand a single bracket containing a difference",
             program="p = a × b; a × c",
-            numbers={"a": between(2, 9), "b": between(2, 9), "c": between(2, 12)},
+            numbers={"a": between(2, 9), "b": between(2, 9), "c": between(2, 9)},
             stems=(
                 r"Expand \( <a>(<b>x - <c>) \)",
                 r"Which expression is equal to \( <a>(<b>x - <c>) \) ?",
@@ -63,7 +63,7 @@ BRACKETS = Context(
         Construct(
             name="Expand a bracket added to a constant",
             program="p = a; a × b; _ + c",
-            numbers={"c": between(2, 12), "a": between(2, 9), "b": between(2, 9)},
+            numbers={"c": between(2, 9), "a": between(2, 9), "b": between(2, 9)},
             start="a",
             stems=(
                 r"Expand and simplify \( <c> + <a>(x + <b>) \)",
@@ -87,7 +87,7 @@ BRACKETS = Context(
         Construct(
             name="Expand a bracket with two terms added to a constant",
             program="p = a × b; a × d; _ + c",
-            numbers={"c": between(2, 12), "a": between(2, 9), "b": between(2, 9), "d": between(2, 9)},
+            numbers={"c": between(2, 9), "a": between(2, 9), "b": between(2, 9), "d": between(2, 9)},
             start="a",
             stems=(
                 r"Expand and simplify \( <c> + <a>(<b>x + <d>) \)",
@@ -143,7 +143,7 @@ EQUATIONS = Context(
         Construct(
             name="Solve two-step equations with multiplication and addition",
             program="c - b; _ ÷ a",
-            numbers={"a": between(2, 9), "b": between(1, 12), "c": between(5, 99)},
+            numbers={"a": between(2, 9), "b": between(1, 9), "c": between(5, 50)},
             stems=(
                 r"Solve \( <a>x + <b> = <c> \)",
                 r"What is \( x \) if \( <a>x + <b> = <c> \) ?",
@@ -158,7 +158,7 @@ EQUATIONS = Context(
         Construct(
             name="Solve two-step equations with multiplication and subtraction",
             program="c + b; _ ÷ a",
-            numbers={"a": between(2, 9), "b": between(1, 12), "c": between(5, 99)},
+            numbers={"a": between(2, 9), "b": between(1, 9), "c": between(5, 50)},
             stems=(
                 r"Solve \( <a>x - <b> = <c> \)",
                 r"What is \( x \) if \( <a>x - <b> = <c> \) ?",
@@ -173,7 +173,7 @@ EQUATIONS = Context(
         Construct(
             name="Solve two-step equations with division and subtraction",
             program="c + b; _ × a",
-            numbers={"a": between(2, 9), "b": between(1, 12), "c": between(1, 12)},
+            numbers={"a": between(2, 9), "b": between(1, 9), "c": between(1, 9)},
             stems=(
                 r"Solve \( \frac{x}{<a>} - <b> = <c> \)",
                 r"What is \( x \) if \( \frac{x}{<a>} - <b> = <c> \) ?",
@@ -188,7 +188,7 @@ EQUATIONS = Context(
         Construct(
             name="Solve equations with a bracket",
             program="c ÷ a; _ - b",
-            numbers={"a": between(2, 9), "b": between(1, 12), "c": between(6, 120)},
+            numbers={"a": between(2, 9), "b": between(1, 9), "c": between(6, 60)},
             stems=(
                 r"Solve \( <a>(x + <b>) = <c> \)",
                 r"What is \( x \) if \( <a>(x + <b>) = <c> \) ?",
@@ -211,7 +211,7 @@ SUBSTITUTION = Context(
         Construct(
             name="Substitute a positive integer into a sum",
             program="b × c; a + _",
-            numbers={"a": between(2, 12), "b": between(2, 9), "c": between(2, 12)},
+            numbers={"a": between(2, 9), "b": between(2, 9), "c": between(2, 9)},
             stems=(
                 r"What is \( <a> + <b>x \) when \( x = <c> \) ?",
                 r"If \( x = <c> \), find \( <a> + <b>x \)",
@@ -223,7 +223,7 @@ SUBSTITUTION = Context(
         Construct(
             name="Substitute a positive integer into a difference",
             program="b × c; a - _",
-            numbers={"a": between(10, 60), "b": between(2, 9), "c": between(2, 9)},
+            numbers={"a": between(10, 30), "b": between(2, 9), "c": between(2, 9)},
             stems=(
                 r"What is \( <a> - <b>y \) when \( y = <c> \) ?",
                 r"If \( y = <c> \), find \( <a> - <b>y \)",
@@ -236,7 +236,7 @@ SUBSTITUTION = Context(
         Construct(
             name="Substitute a negative integer into an expression",
             program="b × c; _ + a",
-            numbers={"b": between(2, 9), "a": between(2, 12), "c": between(-9, -1)},
+            numbers={"b": between(2, 9), "a": between(2, 9), "c": between(-9, -1)},
             stems=(
                 r"What is \( <b>x + <a> \) when \( x = <c> \) ?",
                 r"If \( x = <c> \), find \( <b>x + <a> \)",
@@ -275,7 +275,7 @@ SEQUENCES = Context(
         Construct(
             name="Find a term of an increasing arithmetic sequence",
             program="c - 1; _ × b; _ + a",
-            numbers={"a": between(1, 12), "b": between(2, 9), "c": between(4, 12)},
+            numbers={"a": between(1, 9), "b": between(2, 9), "c": between(4, 9)},
             stems=(
                 "A sequence starts at <a> and goes up in <b>s. What is term number <c>?",
                 "The first term is <a> and the common difference is <b>. What is term <c>?",
@@ -286,7 +286,7 @@ SEQUENCES = Context(
         Construct(
             name="Find a term of a decreasing arithmetic sequence",
             program="c - 1; _ × b; a - _",
-            numbers={"a": between(30, 99), "b": between(2, 9), "c": between(4, 10)},
+            numbers={"a": between(30, 60), "b": between(2, 9), "c": between(4, 9)},
             stems=(
                 "A sequence starts at <a> and goes down in <b>s. What is term number <c>?",
                 "The first term is <a> and the common difference is -<b>. What is term <c>?",
@@ -299,7 +299,7 @@ SEQUENCES = Context(
         Construct(
             name="Find a term of a sequence that starts below zero",
             program="c - 1; _ × b; a + _",
-            numbers={"a": between(-15, -2), "b": between(2, 9), "c": between(4, 12)},
+            numbers={"a": between(-9, -2), "b": between(2, 9), "c": between(4, 9)},
             stems=(
                 "A sequence starts at <a> and goes up in <b>s. What is term number <c>?",
                 "The first term is <a> and the common difference is <b>. What is term <c>?",
@@ -317,7 +317,7 @@ SEQUENCES = Context(
         Construct(
             name="Find the size of a growing shape pattern",
             program="c - 1; _ × b; _ + a",
-            numbers={"a": between(3, 15), "b": between(2, 9), "c": between(4, 12)},
+            numbers={"a": between(3, 9), "b": between(2, 9), "c": between(4, 9)},
             stems=(
                 "Pattern 1 has <a> sticks. Each new pattern has <b> more. How many sticks are in pattern <c>?",
                 "A shape of <a> dots grows by <b> dots each day. How many dots are there on day <c>?",

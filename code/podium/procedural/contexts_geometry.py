@@ -12,7 +12,7 @@ AREA = Context(
         Construct(
             name="Calculate the area of a triangle",
             program="a × b; _ ÷ 2",
-            numbers={"a": between(3, 24), "b": between(3, 20)},
+            numbers={"a": between(3, 12), "b": between(3, 9)},
             stems=(
                 "A triangle has base <a> cm and height <b> cm. What is its area?",
                 "What is the area of a triangle with base <a> cm and height <b> cm?",
@@ -25,7 +25,7 @@ AREA = Context(
         Construct(
             name="Calculate the area of a shape made of two rectangles",
             program="p = a × b; q = c × d; p + q",
-            numbers={"a": between(2, 12), "b": between(2, 9), "c": between(2, 12), "d": between(2, 9)},
+            numbers={"a": between(2, 9), "b": between(2, 9), "c": between(2, 9), "d": between(2, 9)},
             stems=(
                 "An L-shape is made of rectangles <a> by <b> and <c> by <d>. What is its area?",
                 "A <a> by <b> rectangle is joined to a <c> by <d> rectangle. What is the area?",
@@ -41,7 +41,7 @@ AREA = Context(
         Construct(
             name="Calculate the area of a rectangle with a square removed",
             program="p = a × b; q = c × c; p - q",
-            numbers={"a": between(5, 14), "b": between(5, 12), "c": between(2, 6)},
+            numbers={"a": between(5, 9), "b": between(5, 9), "c": between(2, 6)},
             where=lambda a, b, c: c < min(a, b),
             stems=(
                 "A square of side <c> is cut from a <a> by <b> rectangle. What area is left?",
@@ -54,7 +54,7 @@ AREA = Context(
         Construct(
             name="Calculate the area of a rectangle with a rectangle removed",
             program="p = a × b; q = c × d; p - q",
-            numbers={"a": between(5, 14), "b": between(5, 12), "c": between(2, 9), "d": between(2, 9)},
+            numbers={"a": between(5, 9), "b": between(5, 9), "c": between(2, 9), "d": between(2, 9)},
             where=lambda a, b, c, d: c < a and d < b,
             stems=(
                 "A <a> by <b> wall has a <c> by <d> window. What area of wall is left?",
@@ -72,7 +72,7 @@ AREA = Context(
         Construct(
             name="Calculate the area of a trapezium",
             program="a + b; _ × c; _ ÷ 2",
-            numbers={"a": between(2, 12), "b": between(2, 12), "c": between(2, 12)},
+            numbers={"a": between(2, 9), "b": between(2, 9), "c": between(2, 9)},
             stems=(
                 "A trapezium has parallel sides <a> cm and <b> cm and height <c> cm. What is its area?",
                 "Find the area of a trapezium with parallel sides <a> cm, <b> cm and height <c> cm.",
@@ -93,7 +93,7 @@ PERIMETER = Context(
         Construct(
             name="Calculate the perimeter of a rectangle",
             program="a + b; _ × 2",
-            numbers={"a": between(2, 24), "b": between(2, 20)},
+            numbers={"a": between(2, 12), "b": between(2, 9)},
             stems=(
                 "A rectangle is <a> cm long and <b> cm wide. What is its perimeter?",
                 "What is the perimeter of a <a> cm by <b> cm rectangle?",
@@ -106,7 +106,7 @@ PERIMETER = Context(
         Construct(
             name="Calculate the perimeter of an isosceles triangle",
             program="a × 2; _ + b",
-            numbers={"a": between(3, 24), "b": between(2, 20)},
+            numbers={"a": between(3, 12), "b": between(2, 9)},
             where=lambda a, b: b < 2 * a,
             stems=(
                 "An isosceles triangle has two sides of <a> cm and a base of <b> cm. What is its perimeter?",
@@ -119,7 +119,7 @@ PERIMETER = Context(
         Construct(
             name="Find a side of a rectangle from its perimeter",
             program="c ÷ 2; _ - a",
-            numbers={"c": between(16, 96, 2), "a": between(2, 30)},
+            numbers={"c": between(16, 48, 2), "a": between(2, 12)},
             stems=(
                 "A rectangle has perimeter <c> cm and length <a> cm. What is its width?",
                 "The perimeter of a rectangle is <c> cm. One side is <a> cm. How long is the other side?",
@@ -132,7 +132,7 @@ PERIMETER = Context(
         Construct(
             name="Calculate the perimeter of a pentagon with two side lengths",
             program="p = a × 3; q = b × 2; p + q",
-            numbers={"a": between(2, 16), "b": between(2, 16)},
+            numbers={"a": between(2, 9), "b": between(2, 9)},
             stems=(
                 "A pentagon has three sides of <a> cm and two of <b> cm. What is its perimeter?",
                 "Find the perimeter of a pentagon with three <a> cm sides and two <b> cm sides.",
@@ -157,7 +157,7 @@ ANGLES = Context(
         Construct(
             name="Find the third angle of a triangle",
             program="a + b; 180 - _",
-            numbers={"a": between(20, 110, 5), "b": between(22, 90, 4)},
+            numbers={"a": between(20, 110, 10), "b": between(25, 65, 5)},
             stems=(
                 "Two angles of a triangle are <a>° and <b>°. What is the third angle?",
                 "A triangle has angles of <a>° and <b>°. Find the other angle.",
@@ -169,7 +169,7 @@ ANGLES = Context(
         Construct(
             name="Find a missing angle on a straight line",
             program="a + b; 180 - _",
-            numbers={"a": between(20, 110, 5), "b": between(22, 90, 4)},
+            numbers={"a": between(20, 110, 10), "b": between(25, 65, 5)},
             stems=(
                 "Three angles make a straight line. Two are <a>° and <b>°. What is the third?",
                 "Angles of <a>°, <b>° and x° lie on a straight line. What is x?",
@@ -181,7 +181,7 @@ ANGLES = Context(
         Construct(
             name="Find a missing angle around a point",
             program="a + b; 360 - _",
-            numbers={"a": between(70, 170, 5), "b": between(72, 160, 4)},
+            numbers={"a": between(70, 170, 10), "b": between(75, 145, 5)},
             stems=(
                 "Three angles meet around a point. Two are <a>° and <b>°. What is the third?",
                 "Angles of <a>°, <b>° and x° go around a point. What is x?",
@@ -195,7 +195,7 @@ ANGLES = Context(
         Construct(
             name="Find the equal angles of an isosceles triangle",
             program="180 - a; _ ÷ 2",
-            numbers={"a": between(12, 168, 2)},
+            numbers={"a": between(20, 160, 4)},
             stems=(
                 "The odd angle of an isosceles triangle is <a>°. What is each equal angle?",
                 "An isosceles triangle has a top angle of <a>°. Find a base angle.",

@@ -12,7 +12,7 @@ TIME = Context(
         Construct(
             name="Convert hours and minutes to minutes",
             program="a × 60; _ + b",
-            numbers={"a": between(2, 6), "b": between(3, 55)},
+            numbers={"a": between(2, 6), "b": between(5, 55, 5)},
             stems=(
                 "How many minutes are there in <a> hours <b> minutes?",
                 "A film lasts <a> hours <b> minutes. How many minutes is that?",
@@ -26,7 +26,7 @@ TIME = Context(
         Construct(
             name="Convert minutes and seconds to seconds",
             program="a × 60; _ + b",
-            numbers={"a": between(2, 6), "b": between(3, 55)},
+            numbers={"a": between(2, 6), "b": between(5, 55, 5)},
             stems=(
                 "How many seconds are there in <a> minutes <b> seconds?",
                 "A race takes <a> minutes <b> seconds. How many seconds is that?",
@@ -40,7 +40,7 @@ TIME = Context(
         Construct(
             name="Convert days and hours to hours",
             program="a × 24; _ + b",
-            numbers={"a": between(2, 9), "b": between(2, 23)},
+            numbers={"a": between(2, 9), "b": between(2, 9)},
             stems=(
                 "How many hours are there in <a> days <b> hours?",
                 "A trip takes <a> days and <b> hours. How many hours is that?",
@@ -53,7 +53,7 @@ TIME = Context(
         Construct(
             name="Convert weeks and days to days",
             program="a × 7; _ + b",
-            numbers={"a": between(2, 15), "b": between(2, 20)},
+            numbers={"a": between(2, 9), "b": between(2, 9)},
             stems=(
                 "How many days are there in <a> weeks and <b> days?",
                 "A holiday lasts <a> weeks and <b> days. How many days is that?",
@@ -73,7 +73,7 @@ UNITS = Context(
         Construct(
             name="Convert centimetres and millimetres to millimetres",
             program="a × 10; _ + b",
-            numbers={"a": between(2, 15), "b": between(2, 19)},
+            numbers={"a": between(2, 9), "b": between(2, 9)},
             stems=(
                 "How many millimetres are in <a> cm and <b> mm?",
                 "A nail is <a> cm and <b> mm long. How long is it in millimetres?",
@@ -86,7 +86,7 @@ UNITS = Context(
         Construct(
             name="Convert metres and centimetres to centimetres",
             program="a × 100; _ + b",
-            numbers={"a": between(2, 9), "b": between(2, 60)},
+            numbers={"a": between(2, 9), "b": between(2, 30)},
             stems=(
                 "How many centimetres are in <a> m and <b> cm?",
                 "A wall is <a> m and <b> cm long. How long is it in centimetres?",
@@ -100,7 +100,7 @@ UNITS = Context(
         Construct(
             name="Find what is left of a length in mixed units",
             program="a × 10; _ - b",
-            numbers={"a": between(3, 15), "b": between(2, 25)},
+            numbers={"a": between(3, 9), "b": between(2, 9)},
             stems=(
                 "A ribbon is <a> cm long. <b> mm are cut off. How many millimetres are left?",
                 "From <a> cm of wire <b> mm are used. What length is left in millimetres?",
@@ -112,7 +112,7 @@ UNITS = Context(
         Construct(
             name="Add three lengths in mixed units",
             program="a × 10; _ + b; _ + c",
-            numbers={"a": between(2, 12), "b": between(2, 15), "c": between(2, 15)},
+            numbers={"a": between(2, 9), "b": between(2, 9), "c": between(2, 9)},
             stems=(
                 "Strips of <a> cm, <b> mm and <c> mm are laid in a row. How many millimetres long is it?",
                 "What is the total of <a> cm, <b> mm and <c> mm in millimetres?",
@@ -136,7 +136,7 @@ AVERAGING = Context(
         Construct(
             name="Calculate the mean of three numbers",
             program="a + b + c; _ ÷ 3",
-            numbers={"a": between(1, 20), "b": between(1, 20), "c": between(1, 20)},
+            numbers={"a": between(1, 9), "b": between(1, 9), "c": between(1, 9)},
             stems=(
                 "What is the mean of <a>, <b> and <c>?",
                 "Find the mean of these numbers: <a>, <b>, <c>",
@@ -147,7 +147,7 @@ AVERAGING = Context(
         Construct(
             name="Calculate the mean of four numbers",
             program="a + b + c + d; _ ÷ 4",
-            numbers={"a": between(1, 20), "b": between(1, 20), "c": between(1, 20), "d": between(1, 20)},
+            numbers={"a": between(1, 9), "b": between(1, 9), "c": between(1, 9), "d": between(1, 9)},
             stems=(
                 "What is the mean of <a>, <b>, <c> and <d>?",
                 "Find the mean of these numbers: <a>, <b>, <c>, <d>",
@@ -158,7 +158,7 @@ AVERAGING = Context(
         Construct(
             name="Calculate the mean when a value is repeated",
             program="a × 2; _ + b; _ ÷ 3",
-            numbers={"a": between(1, 30), "b": between(1, 30)},
+            numbers={"a": between(1, 12), "b": between(1, 12)},
             where=lambda a, b: a != b,
             stems=(
                 "Sam scores <a> in two games and <b> in a third game. What is the mean score?",
@@ -170,7 +170,7 @@ AVERAGING = Context(
         Construct(
             name="Find a missing value from the mean",
             program="a × 3; _ - b - c",
-            numbers={"a": between(4, 20), "b": between(1, 20), "c": between(1, 20)},
+            numbers={"a": between(4, 9), "b": between(1, 9), "c": between(1, 9)},
             stems=(
                 "Three numbers have a mean of <a>. Two of them are <b> and <c>. What is the third?",
                 "The mean of <b>, <c> and x is <a>. What is x?",
@@ -189,7 +189,7 @@ MONEY = Context(
         Construct(
             name="Calculate a bill with a fixed fee and a rate",
             program="b × c; a + _",
-            numbers={"a": between(2, 15), "b": between(2, 12), "c": between(2, 9)},
+            numbers={"a": between(2, 9), "b": between(2, 9), "c": between(2, 9)},
             stems=(
                 "A taxi costs £<a> plus £<b> a mile. What is the fare for <c> miles?",
                 "Hiring a bike is £<a> plus £<b> an hour. What do <c> hours cost?",
@@ -206,7 +206,7 @@ MONEY = Context(
         Construct(
             name="Calculate the change from a payment",
             program="b × c; a - _",
-            numbers={"a": (20, 50, 60, 70, 80, 90, 100), "b": between(2, 12), "c": between(2, 9)},
+            numbers={"a": (20, 50, 60, 70, 80, 90, 100), "b": between(2, 9), "c": between(2, 9)},
             stems=(
                 "Eve has £<a>. She buys <c> books at £<b> each. How much money is left?",
                 "Tickets cost £<b>. What change from £<a> do you get for <c> tickets?",
@@ -224,7 +224,7 @@ MONEY = Context(
         Construct(
             name="Find a cost from the price of several items",
             program="b ÷ a; _ × c",
-            numbers={"a": between(2, 9), "b": between(6, 72), "c": between(2, 12)},
+            numbers={"a": between(2, 9), "b": between(6, 60), "c": between(2, 9)},
             where=lambda a, b, c: a != c,
             stems=(
                 "<a> pens cost £<b>. How much do <c> pens cost?",
@@ -238,7 +238,7 @@ MONEY = Context(
         Construct(
             name="Share the cost of several items equally",
             program="a × b; _ ÷ c",
-            numbers={"a": between(2, 12), "b": between(2, 15), "c": between(2, 9)},
+            numbers={"a": between(2, 9), "b": between(2, 9), "c": between(2, 9)},
             stems=(
                 "<a> tickets at £<b> each are paid for by <c> friends equally. What does each pay?",
                 "<c> people share the cost of <a> meals at £<b> each. What does one person pay?",

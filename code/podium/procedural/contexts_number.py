@@ -12,7 +12,7 @@ DIRECTED = Context(
         Construct(
             name="Add and subtract starting from a negative integer",
             program="a + b; _ - c",
-            numbers={"a": between(-12, -1), "b": between(1, 12), "c": between(1, 12)},
+            numbers={"a": between(-9, -1), "b": between(1, 9), "c": between(1, 9)},
             stems=(
                 r"What is \( <a> + <b> - <c> \) ?",
                 r"Calculate \( <a> + <b> - <c> \)",
@@ -26,7 +26,7 @@ DIRECTED = Context(
         Construct(
             name="Subtract a negative integer",
             program="a - b; _ + c",
-            numbers={"a": between(-9, 12), "b": between(-12, -1), "c": between(1, 12)},
+            numbers={"a": between(-9, 9), "b": between(-9, -1), "c": between(1, 9)},
             stems=(
                 r"What is \( <a> - (<b>) + <c> \) ?",
                 r"Work out \( <a> - (<b>) + <c> \)",
@@ -39,7 +39,7 @@ DIRECTED = Context(
         Construct(
             name="Add a multiple of a negative integer",
             program="a × b; c + _",
-            numbers={"c": between(1, 12), "a": between(-9, -2), "b": between(2, 9)},
+            numbers={"c": between(1, 9), "a": between(-9, -2), "b": between(2, 9)},
             stems=(
                 r"What is \( <c> + (<a>) \times <b> \) ?",
                 r"Calculate \( <c> + (<a>) \times <b> \)",
@@ -53,7 +53,7 @@ DIRECTED = Context(
         Construct(
             name="Solve temperature problems with negative numbers",
             program="b × c; a - _",
-            numbers={"a": between(-12, -1), "b": between(2, 9), "c": between(2, 9)},
+            numbers={"a": between(-9, -1), "b": between(2, 9), "c": between(2, 9)},
             stems=(
                 "It is <a>°C and gets <b>°C colder each hour. What is the temperature after <c> hours?",
                 "A freezer at <a>°C cools by <b>°C a minute. What is its temperature <c> minutes later?",
@@ -81,7 +81,7 @@ ORDER = Context(
         Construct(
             name="Use the order of operations with addition before multiplication",
             program="b × c; a + _",
-            numbers={"a": between(2, 12), "b": between(2, 12), "c": between(2, 9)},
+            numbers={"a": between(2, 9), "b": between(2, 9), "c": between(2, 9)},
             stems=(
                 r"What is \( <a> + <b> \times <c> \) ?",
                 r"Calculate \( <a> + <b> \times <c> \)",
@@ -95,7 +95,7 @@ ORDER = Context(
         Construct(
             name="Use the order of operations with subtraction before multiplication",
             program="b × c; a - _",
-            numbers={"a": between(12, 90), "b": between(2, 9), "c": between(2, 9)},
+            numbers={"a": between(12, 60), "b": between(2, 9), "c": between(2, 9)},
             stems=(
                 r"What is \( <a> - <b> \times <c> \) ?",
                 r"Work out \( <a> - <b> \times <c> \)",
@@ -109,7 +109,7 @@ ORDER = Context(
         Construct(
             name="Use the order of operations with brackets",
             program="b + c; a × _",
-            numbers={"a": between(2, 9), "b": between(2, 12), "c": between(2, 9)},
+            numbers={"a": between(2, 9), "b": between(2, 9), "c": between(2, 9)},
             stems=(
                 r"What is \( <a> \times (<b> + <c>) \) ?",
                 r"Calculate \( <a> \times (<b> + <c>) \)",
@@ -149,7 +149,7 @@ PLACE_VALUE = Context(
         Construct(
             name="Write a number from its tens and ones",
             program="a × 10; _ + b",
-            numbers={"a": between(2, 9), "b": between(3, 19)},
+            numbers={"a": between(2, 9), "b": between(3, 9)},
             stems=(
                 "What number is made from <a> tens and <b> ones?",
                 "Which number has <a> tens and <b> ones altogether?",
@@ -161,7 +161,7 @@ PLACE_VALUE = Context(
         Construct(
             name="Regroup tens, adding two groups of ones",
             program="a × 10; _ + b; _ + c",
-            numbers={"a": between(2, 9), "b": between(2, 12), "c": between(2, 12)},
+            numbers={"a": between(2, 9), "b": between(2, 9), "c": between(2, 9)},
             stems=(
                 "What number is <a> tens, <b> ones and <c> more ones?",
                 "Kim has <a> tens and <b> ones. She gets <c> more ones. What number is that?",
@@ -172,7 +172,7 @@ PLACE_VALUE = Context(
         Construct(
             name="Regroup tens, taking ones away",
             program="a × 10; _ + b; _ - c",
-            numbers={"a": between(2, 9), "b": between(2, 12), "c": between(2, 12)},
+            numbers={"a": between(2, 9), "b": between(2, 9), "c": between(2, 9)},
             stems=(
                 "Start with <a> tens and <b> ones. Take away <c> ones. What number is left?",
                 "Ali has <a> tens and <b> ones and gives away <c> ones. What number remains?",
@@ -203,7 +203,7 @@ POWERS = Context(
         Construct(
             name="Simplify a product of powers with a negative index",
             program="a + b; _ + c",
-            numbers={"a": between(2, 12), "b": between(-9, -2), "c": between(2, 12)},
+            numbers={"a": between(2, 9), "b": between(-9, -2), "c": between(2, 9)},
             stems=(
                 r"Simplify \( x^{<a>} \times x^{<b>} \times x^{<c>} \)",
                 r"Which is equal to \( x^{<a>} \times x^{<b>} \times x^{<c>} \) ?",
@@ -218,7 +218,7 @@ POWERS = Context(
         Construct(
             name="Divide by a power with a negative index",
             program="a - b; _ + c",
-            numbers={"a": between(2, 12), "b": between(-9, -2), "c": between(2, 12)},
+            numbers={"a": between(2, 9), "b": between(-9, -2), "c": between(2, 9)},
             stems=(
                 r"Simplify \( x^{<a>} \div x^{<b>} \times x^{<c>} \)",
                 r"Which is equal to \( x^{<a>} \div x^{<b>} \times x^{<c>} \) ?",
@@ -233,7 +233,7 @@ POWERS = Context(
         Construct(
             name="Simplify a power of a power, then multiply",
             program="a × b; _ + c",
-            numbers={"a": between(2, 9), "b": between(2, 9), "c": between(2, 12)},
+            numbers={"a": between(2, 9), "b": between(2, 9), "c": between(2, 9)},
             stems=(
                 r"Simplify \( (x^{<a>})^{<b>} \times x^{<c>} \)",
                 r"Which is equal to \( (x^{<a>})^{<b>} \times x^{<c>} \) ?",
@@ -247,7 +247,7 @@ POWERS = Context(
         Construct(
             name="Raise a product of powers to a power",
             program="a + b; _ × c",
-            numbers={"a": between(2, 12), "b": between(2, 9), "c": between(2, 9)},
+            numbers={"a": between(2, 9), "b": between(2, 9), "c": between(2, 9)},
             stems=(
                 r"Simplify \( (x^{<a>} \times x^{<b>})^{<c>} \)",
                 r"Which is equal to \( (x^{<a>} \times x^{<b>})^{<c>} \) ?",

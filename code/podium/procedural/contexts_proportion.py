@@ -14,7 +14,7 @@ FRACTIONS = Context(
         Construct(
             name="Add fractions with different denominators",
             program="m = b × d; p = a × d; q = c × b; p + q",
-            numbers={"a": between(1, 9), "b": between(2, 12), "c": between(1, 9), "d": between(2, 12)},
+            numbers={"a": between(1, 9), "b": between(2, 9), "c": between(1, 9), "d": between(2, 9)},
             where=lambda a, b, c, d: a < b and c < d and gcd(a, b) == gcd(c, d) == gcd(b, d) == 1,
             stems=(
                 r"What is \( \frac{<a>}{<b>} + \frac{<c>}{<d>} \) ?",
@@ -37,7 +37,7 @@ FRACTIONS = Context(
         Construct(
             name="Subtract fractions with different denominators",
             program="m = b × d; p = a × d; q = c × b; p - q",
-            numbers={"a": between(1, 9), "b": between(2, 12), "c": between(1, 9), "d": between(2, 12)},
+            numbers={"a": between(1, 9), "b": between(2, 9), "c": between(1, 9), "d": between(2, 9)},
             where=lambda a, b, c, d: a < b and c < d and gcd(a, b) == gcd(c, d) == gcd(b, d) == 1,
             stems=(
                 r"What is \( \frac{<a>}{<b>} - \frac{<c>}{<d>} \) ?",
@@ -59,7 +59,7 @@ FRACTIONS = Context(
         Construct(
             name="Add a whole number and a fraction",
             program="m = c; a × c; _ + b",
-            numbers={"a": between(2, 9), "b": between(1, 10), "c": between(2, 11)},
+            numbers={"a": between(2, 9), "b": between(1, 9), "c": between(2, 9)},
             where=lambda a, b, c: b < c and gcd(b, c) == 1,
             stems=(
                 r"What is \( <a> + \frac{<b>}{<c>} \) ?",
@@ -80,7 +80,7 @@ FRACTIONS = Context(
         Construct(
             name="Subtract a fraction from a whole number",
             program="m = c; a × c; _ - b",
-            numbers={"a": between(2, 9), "b": between(1, 10), "c": between(2, 11)},
+            numbers={"a": between(2, 9), "b": between(1, 9), "c": between(2, 9)},
             where=lambda a, b, c: b < c and gcd(b, c) == 1,
             stems=(
                 r"What is \( <a> - \frac{<b>}{<c>} \) ?",
@@ -108,7 +108,7 @@ QUANTITY = Context(
         Construct(
             name="Calculate a fraction of an amount",
             program="c ÷ b; _ × a",
-            numbers={"a": between(2, 9), "b": between(3, 12), "c": between(6, 120)},
+            numbers={"a": between(2, 9), "b": between(3, 9), "c": between(6, 60)},
             where=lambda a, b, c: a < b,
             start="c",
             stems=(
@@ -121,7 +121,7 @@ QUANTITY = Context(
         Construct(
             name="Find what remains after a fraction is used",
             program="c ÷ b; x = _ × a; c - x",
-            numbers={"a": between(2, 9), "b": between(3, 12), "c": between(6, 120)},
+            numbers={"a": between(2, 9), "b": between(3, 9), "c": between(6, 60)},
             where=lambda a, b, c: a < b,
             start="c",
             stems=(
@@ -135,7 +135,7 @@ QUANTITY = Context(
         Construct(
             name="Find the whole from a fraction of it",
             program="c ÷ a; _ × b",
-            numbers={"a": between(2, 9), "b": between(3, 12), "c": between(4, 90)},
+            numbers={"a": between(2, 9), "b": between(3, 9), "c": between(4, 60)},
             where=lambda a, b, c: a < b,
             start="c",
             stems=(
@@ -148,7 +148,7 @@ QUANTITY = Context(
         Construct(
             name="Increase an amount by a fraction",
             program="c ÷ b; x = _ × a; c + x",
-            numbers={"a": between(2, 9), "b": between(3, 12), "c": between(6, 90)},
+            numbers={"a": between(2, 9), "b": between(3, 9), "c": between(6, 60)},
             where=lambda a, b, c: a < b,
             start="c",
             stems=(
@@ -169,7 +169,7 @@ PERCENTAGES = Context(
         Construct(
             name="Calculate a percentage of an amount",
             program="b ÷ 10; _ × c",
-            numbers={"c": between(2, 9), "b": between(20, 300, 10)},
+            numbers={"c": between(2, 9), "b": between(20, 120, 10)},
             start="b",
             stems=(
                 "What is <c>0% of <b>?",
@@ -182,7 +182,7 @@ PERCENTAGES = Context(
         Construct(
             name="Decrease an amount by a percentage",
             program="b ÷ 10; x = _ × c; b - x",
-            numbers={"c": between(1, 9), "b": between(20, 300, 10)},
+            numbers={"c": between(1, 9), "b": between(20, 120, 10)},
             start="b",
             stems=(
                 "A £<b> coat is reduced by <c>0%. What is its new price?",
@@ -195,7 +195,7 @@ PERCENTAGES = Context(
         Construct(
             name="Increase an amount by a percentage",
             program="b ÷ 10; x = _ × c; b + x",
-            numbers={"c": between(1, 9), "b": between(20, 200, 10)},
+            numbers={"c": between(1, 9), "b": between(20, 120, 10)},
             start="b",
             largest=300,
             stems=(
@@ -229,7 +229,7 @@ RATIO = Context(
         Construct(
             name="Share an amount in a ratio and find the first share",
             program="a + b; t ÷ _; _ × a",
-            numbers={"t": between(10, 120), "a": between(2, 9), "b": between(1, 9)},
+            numbers={"t": between(10, 60), "a": between(2, 9), "b": between(1, 9)},
             stems=(
                 "£<t> is shared between Ann and Bob in the ratio <a>:<b>. How much does Ann get?",
                 "Split <t> sweets <a>:<b>. How many are in the first share?",
@@ -243,7 +243,7 @@ RATIO = Context(
         Construct(
             name="Share an amount in a ratio and find the second share",
             program="a + b; t ÷ _; _ × b",
-            numbers={"t": between(10, 120), "a": between(1, 9), "b": between(2, 9)},
+            numbers={"t": between(10, 60), "a": between(1, 9), "b": between(2, 9)},
             stems=(
                 "£<t> is shared between Ann and Bob in the ratio <a>:<b>. How much does Bob get?",
                 "Split <t> sweets <a>:<b>. How many are in the second share?",
@@ -257,7 +257,7 @@ RATIO = Context(
         Construct(
             name="Find one share of a ratio from the other",
             program="n ÷ a; _ × b",
-            numbers={"a": between(2, 9), "b": between(2, 9), "n": between(4, 90)},
+            numbers={"a": between(2, 9), "b": between(2, 9), "n": between(4, 60)},
             where=lambda a, b, n: a != b,
             start="n",
             stems=(
@@ -270,7 +270,7 @@ RATIO = Context(
         Construct(
             name="Find the total from one share of a ratio",
             program="x = n ÷ a; y = a + b; x × y",
-            numbers={"a": between(2, 9), "b": between(1, 9), "n": between(4, 60)},
+            numbers={"a": between(2, 9), "b": between(1, 9), "n": between(4, 30)},
             where=lambda a, b, n: a != b,
             start="n",
             stems=(

@@ -154,8 +154,14 @@ def _tidy(task: Task, text: str, values: Mapping[str, Number]) -> str:
 
 
 def rationale(task: Task, misconception: Misconception, numbers: Mapping[str, int]) -> str:
-    """The faulty working in a pupil's words: first what was done, then the sums, last the wrong answer."""
-    return _told(task, OPERATIONS[misconception.operation].told, task.faulty[misconception.misconception_id], numbers)
+    """The faulty working in a pupil's words: first what was done, then the sums, last the wrong answer.
+
+    A mistake made after the right working is told from the right answer on.
+    """
+    program = task.faulty[misconception.misconception_id]
+    follows = len(program) > len(task.right) and program[: len(task.right)] == task.right
+    skipped = len(tell(task.right, numbers)[0]) if follows else 0
+    return _told(task, OPERATIONS[misconception.operation].told, program, numbers, skipped)
 
 
 def worked_solution(construct_name: str, numbers: Mapping[str, int]) -> str:
@@ -164,8 +170,9 @@ def worked_solution(construct_name: str, numbers: Mapping[str, int]) -> str:
     return _told(task, "Followed every step", task.right, numbers)
 
 
-def _told(task: Task, opening: str, program: Program, numbers: Mapping[str, int]) -> str:
+def _told(task: Task, opening: str, program: Program, numbers: Mapping[str, int], skipped: int = 0) -> str:
     lines, values = tell(program, numbers)
+    lines = lines[skipped:]
     answer = plain_answer(task, values)
     if not lines or not lines[-1].endswith(f" {answer}"):
         lines.append(f"so {answer}")

@@ -28,6 +28,8 @@ def check_endpoint(endpoint: Endpoint) -> None:
     """
     if endpoint.temperature is not None:
         raise ArgumentError("endpoint.temperature: Anthropic's API refuses sampling parameters; set it to null")
+    if endpoint.thinking == "between_tools" and endpoint.effort in ("xhigh", "max"):
+        raise ArgumentError("endpoint.thinking=between_tools goes with effort up to high; lower endpoint.effort")
     if endpoint.api != "messages":
         raise ArgumentError(f"endpoint.api is {endpoint.api!r}: provider anthropic has only `messages`")
 
@@ -77,8 +79,8 @@ def body(request: Request, follow_up: FollowUp | None) -> dict[str, Any]:
         "messages": messages,
         "output_config": output,
     }
-    if parameters.get("thinking") == "disabled":
-        result["thinking"] = {"type": "disabled"}
+    if parameters.get("thinking"):
+        result["thinking"] = {"type": parameters["thinking"]}
     return result
 
 

@@ -119,6 +119,11 @@ def _send(ledger: Ledger, job: Job, client: object) -> tuple[bool, bool]:
     except StatusError as error:
         if error.status is not None:
             batch_book.lost(ledger, batch, f"the batch was not accepted: {error}")
+        if error.status in (400, 413, 422):
+            _refuse(job, error)
+            raise PodiumError(
+                f"{_place(job).strip()} calls a batch malformed: {error}; nothing of it was billed"
+            ) from None
         raise
     batch_book.created(ledger, batch, vendor_id)
     return True, short
@@ -171,7 +176,10 @@ def _collect(ledger: Ledger, job: Job, client: object, batch: Batch) -> bool:
         return False
     if facts.refused is not None:
         batch_book.lost(ledger, batch.batch, f"the vendor refused the batch: {facts.refused}")
-        raise PodiumError(f"{job.endpoint.provider} refused a batch: {facts.refused}; nothing of it was billed")
+        raise PodiumError(
+            f"{job.endpoint.provider} refused a batch: {facts.refused}; nothing of it was billed; "
+            f"if a limit is the reason, lower pace.max_batch_requests or pace.max_open_batches, then run again"
+        )
     if not facts.readable:
         batch_book.collected(ledger, batch.batch, "its batch was archived before the results were read")
         return True

@@ -17,7 +17,8 @@ _ASKS = re.compile(
 _FORMULA = re.compile(r"\\\((.*?)\\\)|\\\[(.*?)\\\]|\$\$(.+?)\$\$|(?<![\\$])\$(?![\s\d]*\s)([^$]+?)\$", re.DOTALL)
 _INSTRUCTIONS = re.compile(
     r"(ignore|disregard|forget)\b.{0,40}\b(instruction|above|previous|rubric|prompt)"
-    r"|\b(give|assign|award|output|return|score)\b.{0,30}\b(10|ten|full|highest|maximum)\b.{0,20}\b(score|mark|rating|points?|/ ?10)"
+    r"|\b(give|assign|award|output|return)\b.{0,40}\b(score|rating|full marks|maximum mark|highest mark)"
+    r"|\b(score|rating) of (10|ten)\b"
     r"|\bas an? (ai|language model)\b|<\s*/?\s*(system|assistant|instructions?)\s*>|\bsystem prompt\b",
     re.IGNORECASE | re.DOTALL,
 )

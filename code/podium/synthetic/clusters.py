@@ -112,10 +112,14 @@ def draw_map(similarity: np.ndarray, clusters: list[list[int]], names: list[str]
         for row in rows:
             axes.plot(*zip(centre, points[row], strict=True), color=colours[number], linewidth=0.5, alpha=0.4, zorder=1)
             face = colours[number] if row in seen else "white"
-            axes.scatter(*points[row], s=26, facecolor=face, edgecolor=colours[number], linewidth=1, zorder=2)
+            axes.scatter(
+                points[row, 0], points[row, 1], s=26, facecolor=face, edgecolor=colours[number], linewidth=1, zorder=2
+            )
     for rows in sorted(clusters, key=len, reverse=True)[:14]:
         label = names[rows[0]]
-        axes.annotate(label[:48] + ("…" if len(label) > 48 else ""), points[rows[0]], fontsize=6.5, alpha=0.85)
+        side = "right" if points[rows[0], 0] > (points[:, 0].min() + points[:, 0].max()) / 2 else "left"
+        text = label[:48] + ("…" if len(label) > 48 else "")
+        axes.annotate(text, points[rows[0]], fontsize=6.5, alpha=0.85, ha=side)
     axes.set_xticks([])
     axes.set_yticks([])
     hollow = len(names) - len(seen)

@@ -11,7 +11,8 @@ from podium.synthetic.similarity import find_copies, find_duplicates, tokenize
 from podium.synthetic.tables import texts_of
 
 SAME_NAME = 0.995
-UNSURE_NAME = 0.95
+# On letter n-grams a plural of a long name scores .85, and so does its opposite ("divides a by b", "divides b by a").
+UNSURE_NAME = 0.75
 
 
 @dataclass
@@ -109,8 +110,8 @@ def keep_by_score(sieve: Sieve, judgements: pd.DataFrame, keep_score: int) -> No
 def merge_names(catalogue: pd.DataFrame, outside: pd.DataFrame) -> tuple[pd.DataFrame, dict[int, int | None]]:
     """Bring another catalogue's misconceptions into ours.
 
-    Equal names (case, spacing and punctuation aside) and similarities from .995 on are the same misconception; from
-    .95 to .995 one cannot tell, and they are dropped; below that they are new and get ids after our last one.
+    Equal names (case, spacing and punctuation aside) and similarities from SAME_NAME on are the same misconception; from
+    UNSURE_NAME on one cannot tell, and they are dropped; below that they are new and get ids after our last one.
 
     Args:
         catalogue: MisconceptionId, MisconceptionName.
@@ -123,7 +124,8 @@ def merge_names(catalogue: pd.DataFrame, outside: pd.DataFrame) -> tuple[pd.Data
 
     ours = {" ".join(tokenize(name)): key for key, name in _pairs(catalogue)}
     names = catalogue["MisconceptionName"].tolist() + outside["MisconceptionName"].tolist()
-    vectors = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4), sublinear_tf=True).fit_transform(names)
+    # letter n-grams across words, since "divides a by b" and "divides b by a" have the same words
+    vectors = TfidfVectorizer(analyzer="char", ngram_range=(3, 6), sublinear_tf=True).fit_transform(names)
     near = (vectors[len(catalogue) :] @ vectors[: len(catalogue)].T).toarray()
     ids = catalogue["MisconceptionId"].astype(int).tolist()
     fresh = max(ids) + 1

@@ -62,6 +62,9 @@ def judge(job: Job, claim: Claim, payload: Any) -> Verdict:
         return Verdict("unknown", None, reason="the answer has not the vendor's shape")
     paid = None if reply.usage is None else actual_nano(job.price, reply.usage, job.batch)
 
+    room = most_output_tokens(request, claim.follow_up)
+    widened = claim.follow_up.max_tokens if claim.follow_up is not None else None
+
     def again(reason: str, follow_up: FollowUp) -> Verdict:
         if claim.turn >= job.pace.max_invalid_retries:
             return Verdict("failed", paid, reply.usage, f"{reason} (after {claim.turn + 1} answers)")
@@ -70,7 +73,6 @@ def judge(job: Job, claim: Claim, payload: Any) -> Verdict:
     if reply.stop == "refusal":
         return Verdict("refused", paid, reply.usage, "the model refused")
     if reply.stop == "length":
-        room = most_output_tokens(request, claim.follow_up)
         more = min(2 * room, job.endpoint.max_tokens_limit)
         if more <= room:
             return Verdict("failed", paid, reply.usage, f"cut off at {room} tokens; raise endpoint.max_tokens_limit")
@@ -83,10 +85,10 @@ def judge(job: Job, claim: Claim, payload: Any) -> Verdict:
         job.check(request, answer)
     except ValidationError as error:
         reason = "; ".join(f"{'.'.join(map(str, p['loc'])) or 'answer'}: {p['msg']}" for p in error.errors()[:3])
-        return again(f"invalid: {reason}", FollowUp(reply.text, reason, claim.follow_up and claim.follow_up.max_tokens))
+        return again(f"invalid: {reason}", FollowUp(reply.text, reason, widened))
     except ValueError as error:
         reason = str(error)
-        return again(f"invalid: {reason}", FollowUp(reply.text, reason, claim.follow_up and claim.follow_up.max_tokens))
+        return again(f"invalid: {reason}", FollowUp(reply.text, reason, widened))
     return Verdict("succeeded", paid, reply.usage, answer=answer.model_dump_json())
 
 

@@ -31,6 +31,8 @@ def check_endpoint(endpoint: Endpoint) -> None:
     """
     if endpoint.api not in _URL:
         raise ArgumentError(f"endpoint.api is {endpoint.api!r}: provider openai has `responses` and `chat`")
+    if endpoint.thinking is not None:
+        raise ArgumentError("endpoint.thinking is Anthropic's; for provider openai set endpoint.effort instead")
 
 
 def client(endpoint: Endpoint) -> openai.OpenAI:
@@ -94,11 +96,11 @@ def read(api: str, payload: dict[str, Any]) -> Reply:
     if api == "responses":
         parts = [part for item in payload["output"] if item["type"] == "message" for part in item["content"]]
         text = "".join(part["text"] for part in parts if part["type"] == "output_text")
-        detail = (payload.get("incomplete_details") or {}).get("reason")
+        detail = str((payload.get("incomplete_details") or {}).get("reason") or payload["status"])
         if payload["status"] == "completed":
             stop = "refusal" if any(part["type"] == "refusal" for part in parts) else "end"
         else:
-            stop = {"max_output_tokens": "length", "content_filter": "refusal"}.get(detail, detail or payload["status"])
+            stop = {"max_output_tokens": "length", "content_filter": "refusal"}.get(detail, detail)
         usage = raw and _usage(raw["input_tokens"], raw["output_tokens"], raw.get("input_tokens_details") or {})
         return Reply(stop, text, usage)
     choice = payload["choices"][0]

@@ -3,6 +3,7 @@
 import asyncio
 import importlib
 import signal
+import sqlite3
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -47,7 +48,7 @@ class Run:
 
 def parameters(endpoint: Endpoint, cache_key: str) -> dict[str, Any]:
     """The part of an endpoint that decides an answer, as it enters a request and its address."""
-    values = {
+    values: dict[str, Any] = {
         "api": endpoint.api,
         "max_tokens": endpoint.max_tokens,
         "effort": endpoint.effort,
@@ -130,6 +131,8 @@ def run_stage(
             if item in by_address
         }
         return Run(answers, ledger.counts(), outcomes, short, dollars(ledger.bill()))
+    except sqlite3.Error as error:
+        raise PodiumError(f"ledger {ledger_path}: {error}; mend that (disk space, permissions) and run again") from None
     finally:
         ledger.close()
 

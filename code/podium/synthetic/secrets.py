@@ -4,6 +4,7 @@ Vendors echo keys in error bodies, so every text from outside passes `scrub` bef
 """
 
 import os
+import re
 
 from podium.errors import PrerequisiteError
 
@@ -14,10 +15,13 @@ def read_key(variable: str | None) -> str:
     """The key in an environment variable; a server of one's own may need none.
 
     Raises:
-        PrerequisiteError: the variable is not set.
+        PrerequisiteError: the variable is not set, or this is no variable's name.
     """
     if variable is None:
         return "none"
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", variable):
+        # not quoted: somebody may have put the key itself there
+        raise PrerequisiteError("endpoint.api_key_env must be the name of an environment variable, never a key")
     value = os.environ.get(variable, "").strip()
     if not value:
         raise PrerequisiteError(f"environment variable {variable} is not set; export the API key under that name")

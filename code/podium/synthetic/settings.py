@@ -27,7 +27,8 @@ class Endpoint:
     max_tokens_limit: Positive = 16000
     """A cut-off answer is asked for again with twice the room, up to this."""
     effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
-    thinking: Literal["disabled"] | None = None
+    thinking: Literal["adaptive", "between_tools", "disabled"] | None = None
+    """null: the model's default. Which values a model takes differs: claude-sonnet-5-5 refuses `disabled`."""
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     cache_ttl: Literal["5m", "1h"] | None = "5m"
     timeout_seconds: Seconds = 600.0
