@@ -55,7 +55,9 @@ def main(cfg: Retriever) -> None:
         accelerator.print(f"one query:    {collate.query_text(0, topic=True, rationale=rationale)!r}")
         accelerator.print(f"its document: {prompts.retrieval_document(data.train.names[data.train.label[0] or 0])!r}")
 
-        model = Embedder(modeling.prepare_for_training(**as_dict(cfg.model), task="embedding", seed=cfg.loop.seed), cfg.pooling)
+        model = Embedder(
+            modeling.prepare_for_training(**as_dict(cfg.model), task="embedding", seed=cfg.loop.seed), cfg.pooling
+        )
         optimizer = optim.make_optimizer(model, **as_dict(cfg.optimizer))
         steps = training.total_steps(len(data.train), cfg.loop.batch_size, cfg.loop.epochs, cfg.loop.max_steps)
 
@@ -104,7 +106,9 @@ def main(cfg: Retriever) -> None:
         behind = contracts.folds_behind(cfg.model.backbone, data.data_digest)
         in_sample = cfg.full_fit or cfg.data.validation_fold in behind
         if in_sample:
-            accelerator.print("the validation fold was trained on (here or by the backbone): these figures are in-sample")
+            accelerator.print(
+                "the validation fold was trained on (here or by the backbone): these figures are in-sample"
+            )
         meta = contracts.CheckpointMeta(
             stage="embedding", kind="adapter" if cfg.model.lora else "full", base_model=cfg.model.backbone,
             prompt_style=cfg.prompt_style, prompt_version=prompts.VERSION, max_length_tokens=cfg.max_length_tokens,

@@ -38,7 +38,9 @@ def main(cfg: Reasoner) -> None:
             return
         gold = Path(cfg.data.questions_dir) / "rationales.parquet"
         data = tables.read_training_tables(
-            **as_dict(cfg.data), full_fit=cfg.full_fit, rationales=cfg.data.questions_dir if gold.is_file() else None,
+            **as_dict(cfg.data),
+            full_fit=cfg.full_fit,
+            rationales=cfg.data.questions_dir if gold.is_file() else None,
             gold_rationales=True,
         )
         accelerator = stage.make_accelerator(cfg.device)
@@ -100,7 +102,9 @@ def main(cfg: Reasoner) -> None:
         behind = contracts.folds_behind(cfg.model.backbone, data.data_digest)
         in_sample = cfg.full_fit or cfg.data.validation_fold in behind
         if in_sample:
-            accelerator.print("the validation fold was trained on (here or by the backbone): these figures are in-sample")
+            accelerator.print(
+                "the validation fold was trained on (here or by the backbone): these figures are in-sample"
+            )
         meta = contracts.CheckpointMeta(
             stage="reasoner", kind="adapter" if cfg.model.lora else "full", base_model=cfg.model.backbone,
             prompt_style=cfg.prompt_style, prompt_version=prompts.VERSION, max_length_tokens=cfg.max_length_tokens,

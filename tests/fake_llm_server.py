@@ -342,7 +342,11 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
 
     def read_body(self) -> bytes:
-        return self.rfile.read(int(self.headers.get("content-length") or 0))
+        wanted = int(self.headers.get("content-length") or 0)
+        data = self.rfile.read(wanted)
+        if len(data) < wanted:
+            raise ConnectionError("the client died while sending")
+        return data
 
     def do_GET(self) -> None:
         self.route(b"")
@@ -421,6 +425,9 @@ class Handler(BaseHTTPRequestHandler):
             self.list_batches(world, path, query)
         elif match := re.fullmatch(r"/v1/(messages/)?batches/([^/]+)", path):
             if self.flaky(world, "batch_get_500"):
+                return
+            if match[2] not in world.batches:
+                self.reply(404, error_body("messages", "not_found_error", match[2]))
                 return
             self.reply(200, self.describe(world, world.batches[match[2]]))
         elif match := re.fullmatch(r"/v1/messages/batches/([^/]+)/results", path):

@@ -556,7 +556,7 @@ FAULTS = {
     **{f"{name} long row": raw(name, lambda data: data + b"5" + b",x" * 30 + b"\n") for name in CSV_FILES[:3]},
     **{f"{name} open quote": raw(name, lambda data: data + b'5,"') for name in CSV_FILES[:3]},
 }
-EXAMPLES = 15
+EXAMPLES = 18
 
 
 def drive(fault, folder):

@@ -152,6 +152,8 @@ def test_every_way_answers_once_and_the_bill_is_the_vendors(server, tmp_path, pr
     assert stats["answers"] == 6 and not stats["paid_twice"]
     with contextlib.closing(Ledger(tmp_path / "ledger.sqlite")) as ledger:
         assert ledger.bill() == stats["paid_nano"] > 0
+        held, owners = ledger.connection.execute("SELECT sum(held), count(owner) FROM current").fetchone()
+        assert (held, owners) == (0, 0)
         assert replay(ledger.connection) == []
 
 
@@ -367,7 +369,12 @@ def test_realtime_refuses_items_that_wait_in_a_batch(server, tmp_path):
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     with pytest.raises(PodiumError, match="run with mode=batch until they are collected"):
         run(tmp_path, point, "realtime")
-    assert call(server, "switch", "_stats")["batches"] == 1
+    with pytest.raises(PodiumError, match="6 items are in a batch at anthropic .*/n/switch, not at"):
+        run(tmp_path, endpoint(server, "elsewhere"), "batch")
+    call(server, "switch", "_forget")
+    with pytest.raises(PodiumError, match="has no batch batch-0000.*another account"):
+        run(tmp_path, point, "batch")
+    assert call(server, "switch", "_stats")["batches"] == 0
 
 
 def test_a_signal_ends_a_run_that_says_so_and_goes_on_later(server, tmp_path):
@@ -522,6 +529,37 @@ def test_a_batch_that_is_too_large_stops_the_run_and_can_be_cut(server, tmp_path
         run(tmp_path, point, "batch", 6)
     assert books(tmp_path)[:2] == ({"planned": 6}, 0)
     assert run(tmp_path, point, "batch", 6, max_batch_requests=4).counts == {"succeeded": 6}
+
+
+@pytest.mark.parametrize(("provider", "api"), [("anthropic", "messages"), ("openai", "responses")])
+def test_a_batch_that_is_listed_late_is_waited_for(server, tmp_path, provider, api):
+    world = f"late-{provider}"
+    rates = {"batch_create_late": 1.0, "late_seconds": 0.5}
+    call(server, world, "_config", {"prices": PRICE, "rates": rates, "fault_limit": 1})
+    # the client gives up on its request long before the vendor has made the batch
+    point = endpoint(server, world, provider, api, timeout_seconds=0.15)
+    assert run(tmp_path, point, "batch", reconcile_grace_seconds=1.5).counts == {"succeeded": 6}
+    stats = call(server, world, "_stats")
+    assert stats["batches"] == 1 and stats["answers"] == 6 and not stats["paid_twice"]
+    assert books(tmp_path)[1] == stats["paid_nano"]
+
+
+def test_a_batch_under_way_that_may_be_ours_is_waited_for_whatever_the_grace(server, tmp_path):
+    config = {"prices": PRICE, "rates": {"batch_create_500_made": 1.0}, "fault_limit": 1, "batch_seconds": 0.7}
+    call(server, "undecided", "_config", config)
+    result = run(tmp_path, endpoint(server, "undecided"), "batch", reconcile_grace_seconds=0.0)
+    stats = call(server, "undecided", "_stats")
+    assert result.counts == {"succeeded": 6} and stats["batches"] == 1 and stats["answers"] == 6
+
+
+def test_a_batch_that_never_came_to_be_is_sent_again(server, tmp_path):
+    config = {"prices": PRICE, "rates": {"batch_create_500_unmade": 1.0}, "fault_limit": 1}
+    call(server, "unmade", "_config", config)
+    started = time.monotonic()
+    result = run(tmp_path, endpoint(server, "unmade"), "batch", reconcile_grace_seconds=0.4)
+    assert time.monotonic() - started >= 0.4
+    stats = call(server, "unmade", "_stats")
+    assert result.counts == {"succeeded": 6} and stats["batches"] == 1 and stats["answers"] == 6
 
 
 def test_batches_are_cut_by_size(server, tmp_path):

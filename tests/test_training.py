@@ -481,11 +481,11 @@ def test_the_schedule_warms_up_and_falls_to_its_floor(total, warmup):
 def test_a_rate_of_zero_is_zero_and_null_takes_lr():
     model = nn.ModuleDict({"embed_tokens": nn.Embedding(3, 2), "rest": nn.Linear(2, 2)})
     groups = optim.parameter_groups(model, lr=0.5, weight_decay=0.1, lr_embeddings=0.0)
-    assert {group["name"]: group["lr"] for group in groups} == {"embeddings": 0.0, "no_decay": 0.5, "rest": 0.5}
+    assert {group["name"]: group["lr"] for group in groups} == {"embeddings": 0.0, "no_decay": 0.5, "matrices": 0.5}
     assert {group["name"]: group["weight_decay"] for group in groups} == {
         "embeddings": 0.1,
         "no_decay": 0.0,
-        "rest": 0.1,
+        "matrices": 0.1,
     }
 
 

@@ -157,10 +157,10 @@ def validate(frame: pd.DataFrame, table: Table, where: str) -> None:
         if not column.nullable and frame[column.name].isna().any():
             at = _keys(frame[frame[column.name].isna()], table.key)
             raise DataError(f"{where}: column {column.name} is empty at {at}; every row needs a value")
-    for names in filter(None, (table.key, table.unique)):
-        if (doubled := frame.duplicated(list(names))).any():
-            keys = _keys(frame[doubled], names)
-            raise DataError(f"{where}: key {'|'.join(names)} is not unique: {keys}; keep one row of each")
+    for columns in filter(None, (table.key, table.unique)):
+        if (doubled := frame.duplicated(list(columns))).any():
+            keys = _keys(frame[doubled], columns)
+            raise DataError(f"{where}: key {'|'.join(columns)} is not unique: {keys}; keep one row of each")
     if "rank" in table.key:
         expected = frame.groupby("query_id")["rank"].rank(method="first")
         if (gap := frame["rank"] != expected).any():

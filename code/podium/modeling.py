@@ -157,7 +157,8 @@ def add_lora(
         ),
     )
     # peft holds the names in a set, whose order in the saved file would differ from process to process
-    wrapped.peft_config["default"].target_modules = sorted(target_modules)
+    adapter: Any = wrapped.peft_config["default"]
+    adapter.target_modules = sorted(target_modules)
     return wrapped
 
 

@@ -17,16 +17,18 @@ def parameter_groups(
     lr_lora_a: float | None = None,
     lr_lora_b: float | None = None,
     lr_embeddings: float | None = None,
+    lr_matrices: float | None = None,
 ) -> list[dict[str, Any]]:
-    """Trainable parameters as named groups: lora_a, lora_b, embeddings, no_decay (1-D), rest.
+    """Trainable parameters as named groups: lora_a, lora_b, embeddings, no_decay (1-D), matrices (all others).
 
     Args:
         model: only parameters with requires_grad are taken; each lands in exactly one group.
-        lr: for no_decay and rest, and the default of the others.
+        lr: for no_decay, and the default of the others.
         weight_decay: of every group but no_decay.
         lr_lora_a: LoRA A matrices.
         lr_lora_b: LoRA B matrices (higher than A: Hayou et al. 2024, LoRA+).
         lr_embeddings: input embeddings.
+        lr_matrices: all other weights, the ones Muon takes.
 
     Returns:
         non-empty groups, each with `name`, `params`, `names`, `lr`, `peak_lr`, `weight_decay`.
@@ -36,7 +38,7 @@ def parameter_groups(
         "lora_b": lr if lr_lora_b is None else lr_lora_b,
         "embeddings": lr if lr_embeddings is None else lr_embeddings,
         "no_decay": lr,
-        "rest": lr,
+        "matrices": lr if lr_matrices is None else lr_matrices,
     }
     members: dict[str, list[tuple[str, nn.Parameter]]] = {name: [] for name in rates}
     for name, parameter in model.named_parameters():
@@ -51,7 +53,7 @@ def parameter_groups(
         elif parameter.ndim < 2:
             group = "no_decay"
         else:
-            group = "rest"
+            group = "matrices"
         members[group].append((name, parameter))
     return [
         {
@@ -70,11 +72,11 @@ def parameter_groups(
 def make_optimizer(
     model: nn.Module, *, name: str, betas: list[float], eps: float, **rates: Any
 ) -> torch.optim.Optimizer:
-    """AdamW (decoupled decay, Loshchilov & Hutter 2019), or bitsandbytes' 8-bit AdamW, over `parameter_groups`.
+    """AdamW (decoupled decay, Loshchilov & Hutter 2019), bitsandbytes' 8-bit AdamW, or Muon, over `parameter_groups`.
 
     Args:
         model: its trainable parameters are optimised.
-        name: adamw | adamw_8bit.
+        name: adamw | adamw_8bit | muon (AdamW on everything but the matrices group).
         betas: of AdamW.
         eps: of AdamW.
         rates: learning rates and decay as in `parameter_groups`.
@@ -94,7 +96,48 @@ def make_optimizer(
                 "optimizer adamw_8bit needs bitsandbytes: pip install bitsandbytes==0.50.2, or set optimizer=adamw"
             ) from None
         return bitsandbytes.optim.AdamW8bit(groups, betas=tuple(betas), eps=eps)
-    raise ValueError(f"unknown optimizer {name!r}; valid: adamw, adamw_8bit")
+    if name == "muon":
+        return MuonAndAdamW(groups, tuple(betas), eps)
+    raise ValueError(f"unknown optimizer {name!r}; valid: adamw, adamw_8bit, muon")
+
+
+class MuonAndAdamW(torch.optim.Optimizer):
+    """torch's Muon (Jordan et al. 2024) on the matrices group, torch's AdamW on the others, behind one interface.
+
+    Both work on this optimizer's own groups and state, so schedules and checkpoints see a single optimizer. Muon is for
+    training from random weights, where it needs about half of AdamW's steps (docs/LOG.md).
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], betas: tuple[float, float], eps: float) -> None:
+        super().__init__(groups, {})
+        matrices = [group for group in self.param_groups if group["name"] == "matrices"]
+        others = [group for group in self.param_groups if group["name"] != "matrices"]
+        self.parts: list[torch.optim.Optimizer] = []
+        if matrices:
+            self.parts.append(torch.optim.Muon(matrices, momentum=0.95))
+        if others:
+            self.parts.append(torch.optim.AdamW(others, betas=betas, eps=eps))
+        self._share()
+
+    def _share(self) -> None:
+        """Let the parts use this optimizer's state and, with their defaults filled in, its groups."""
+        for part in self.parts:
+            names = [group["name"] for group in part.param_groups]
+            own = [group for group in self.param_groups if group["name"] in names]
+            for group in own:
+                for key, value in part.defaults.items():
+                    group.setdefault(key, value)
+            part.param_groups, part.state = own, self.state
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Step both parts."""
+        for part in self.parts:
+            part.step()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load, then let the parts share what was loaded."""
+        super().load_state_dict(state_dict)
+        self._share()
 
 
 def learning_rate_scale(step: int, total_steps: int, warmup_fraction: float, final_fraction: float) -> float:

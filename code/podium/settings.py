@@ -51,11 +51,12 @@ class Model:
 class Optimizer:
     """Optimizer and the rates of its parameter groups; a null rate takes `lr`."""
 
-    name: Literal["adamw", "adamw_8bit"]
+    name: Literal["adamw", "adamw_8bit", "muon"]
     lr: Rate
     lr_lora_a: Rate | None
     lr_lora_b: Rate | None
     lr_embeddings: Rate | None
+    lr_matrices: Rate | None
     weight_decay: Rate
     betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)]
     eps: Rate

@@ -9,7 +9,6 @@ from podium import contracts, questions, stage
 from podium.batching.queries import QueryRows, make_rows
 from podium.errors import DataError
 
-
 GOLD_SOURCES = {"synthetic.csv", "test_key.csv"}
 """`model` of rationales that were read from a data folder, not generated."""
 

@@ -44,7 +44,9 @@ class RetrievalCollator:
         """
         bare = [
             prompts.retrieval_query(
-                dataclasses.replace(query, question=tokenization.CUT), self.style, rationale=max(written, key=len, default=None)
+                dataclasses.replace(query, question=tokenization.CUT),
+                self.style,
+                rationale=max(written, key=len, default=None),
             )
             for query, written in zip(self.rows.text, self.rows.rationales, strict=True)
         ]

@@ -7,7 +7,7 @@ from podium.procedural.constructs import Construct, Context, between
 BRACKETS = Context(
     phrase="expanding brackets",
     subject="Expanding Single Brackets",
-    operations=tuple("part adds inverse double halve sign swap join leave again repeat left".split()),
+    operations=tuple("part adds inverse double halve sign join leave again repeat left more fewer".split()),
     constructs=(
         Construct(
             name="Expand a single bracket containing a sum",
@@ -29,7 +29,6 @@ BRACKETS = Context(
                 "halve": "p = a × b ÷ 2; a × c ÷ 2",
                 "adds": "p = a + b; a + c",
                 "inverse": "p = a × b; c ÷ a",
-                "swap": "p = a × c; a × b",
                 "join": "p = a & b; a & c",
                 "leave": "p = a × b; 0",
                 "repeat": "p = a × a × b; a × a × c",
@@ -54,7 +53,6 @@ BRACKETS = Context(
                 "halve": "p = a × b ÷ 2; a × c ÷ 2",
                 "adds": "p = a + b; a + c",
                 "inverse": "p = a × b; c ÷ a",
-                "swap": "p = a × c; a × b",
                 "join": "p = a & b; a & c",
                 "leave": "p = a × b; 0",
                 "repeat": "p = a × a × b; a × a × c",
@@ -78,7 +76,6 @@ BRACKETS = Context(
                 "part": "p = a; b + c",
                 "double": "p = a × 2; a × b; _ + c; _ × 2",
                 "halve": "p = a ÷ 2; a × b; _ + c; _ ÷ 2",
-                "swap": "p = c; c × b; _ + a",
                 "join": "p = a; a & b; _ + c",
                 "leave": "p = a; a × b",
                 "left": "p = c + a; p × b",
@@ -102,7 +99,6 @@ BRACKETS = Context(
                 "part": "p = a × b; d + c",
                 "double": "p = a × b × 2; a × d; _ + c; _ × 2",
                 "halve": "p = a × b ÷ 2; a × d; _ + c; _ ÷ 2",
-                "swap": "p = a × d; a × b; _ + c",
                 "join": "p = a & b; a & d; _ + c",
                 "leave": "p = a × b; a × d",
                 "left": "s = c + a; p = s × b; s × d",
@@ -126,7 +122,6 @@ BRACKETS = Context(
                 "double": "s = a + c; p = s × 2; q = a × b; r = c × d; t = q + r; t × 2",
                 "halve": "s = a + c; p = s ÷ 2; q = a × b; r = c × d; t = q + r; t ÷ 2",
                 "adds": "p = a + c; q = a + b; r = c + d; q + r",
-                "swap": "p = a + c; q = a × d; r = c × b; q + r",
                 "join": "p = a + c; q = a & b; r = c & d; q + r",
                 "leave": "p = a + c; a × b",
                 "repeat": "p = a + c; q = a × b; r = c × d; q + r + r",
@@ -138,7 +133,7 @@ BRACKETS = Context(
 EQUATIONS = Context(
     phrase="solving for an unknown",
     subject="Linear Equations",
-    operations=tuple("inverse stop double halve sign skip swap repeat minus more fewer part again".split()),
+    operations=tuple("inverse stop double halve sign repeat minus more fewer part again ten".split()),
     constructs=(
         Construct(
             name="Solve two-step equations with multiplication and addition",
@@ -153,7 +148,9 @@ EQUATIONS = Context(
             plain="x = <_>",
             negative=True,
             start="b",
-            faulty={"skip": "c ÷ a", "part": "c ÷ a; _ - b", "swap": "c - a; _ ÷ b"},
+            faulty={
+                "part": "c ÷ a; _ - b",
+            },
         ),
         Construct(
             name="Solve two-step equations with multiplication and subtraction",
@@ -168,7 +165,7 @@ EQUATIONS = Context(
             plain="x = <_>",
             negative=True,
             start="b",
-            faulty={"skip": "c ÷ a", "part": "c ÷ a; _ + b", "swap": "c + a; _ ÷ b", "minus": "c - b; _ ÷ a"},
+            faulty={"part": "c ÷ a; _ + b", "minus": "c - b; _ ÷ a"},
         ),
         Construct(
             name="Solve two-step equations with division and subtraction",
@@ -183,7 +180,7 @@ EQUATIONS = Context(
             plain="x = <_>",
             negative=True,
             start="b",
-            faulty={"skip": "c × a", "part": "c × a; _ + b", "swap": "c + a; _ × b", "minus": "c - b; _ × a"},
+            faulty={"part": "c × a; _ + b", "minus": "c - b; _ × a"},
         ),
         Construct(
             name="Solve equations with a bracket",
@@ -198,7 +195,9 @@ EQUATIONS = Context(
             plain="x = <_>",
             negative=True,
             start="a",
-            faulty={"skip": "c - b", "part": "c - b; _ ÷ a", "swap": "c ÷ b; _ - a"},
+            faulty={
+                "part": "c - b; _ ÷ a",
+            },
         ),
     ),
 )
@@ -206,7 +205,7 @@ EQUATIONS = Context(
 SUBSTITUTION = Context(
     phrase="substituting values",
     subject="Substitution into Formula",
-    operations=tuple("join adds inverse stop double halve left leave swap again sign minus".split()),
+    operations=tuple("join adds inverse stop double halve left leave again sign minus more fewer".split()),
     constructs=(
         Construct(
             name="Substitute a positive integer into a sum",
@@ -261,7 +260,6 @@ SUBSTITUTION = Context(
                 "stop": "a × c",
                 "join": "p = a & c; q = b & d; p + q",
                 "leave": "p = a × c; p + b",
-                "swap": "p = a × d; q = b × c; p + q",
             },
         ),
     ),
@@ -270,7 +268,7 @@ SUBSTITUTION = Context(
 SEQUENCES = Context(
     phrase="continuing a sequence",
     subject="Linear Sequences (nth term)",
-    operations=tuple("skip stop inverse adds again more fewer double leave swap times join minus left".split()),
+    operations=tuple("stop inverse adds again more fewer double halve leave minus left ten carry".split()),
     constructs=(
         Construct(
             name="Find a term of an increasing arithmetic sequence",
@@ -309,10 +307,9 @@ SEQUENCES = Context(
             faulty={
                 "minus": "x = 0 - a; c - 1; _ × b; x + _",
                 "join": "b & c; a + _",
-                "skip": "c × b; a + _",
                 "left": "x = c - 1; a + b; _ × x",
             },
-            without=("times",),
+            without=(),
         ),
         Construct(
             name="Find the size of a growing shape pattern",

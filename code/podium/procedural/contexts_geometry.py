@@ -7,7 +7,7 @@ from podium.procedural.constructs import Construct, Context, between
 AREA = Context(
     phrase="finding an area",
     subject="Area of Simple Shapes",
-    operations=tuple("inverse stop double halve adds leave times swap part again more fewer zero reverse rest".split()),
+    operations=tuple("inverse stop double halve adds leave part again more fewer zero reverse rest".split()),
     constructs=(
         Construct(
             name="Calculate the area of a triangle",
@@ -35,7 +35,6 @@ AREA = Context(
                 "stop": "c × d",
                 "part": "p = a × b; p + c + d",
                 "leave": "p = a × b; p + c",
-                "swap": "p = a × c; q = b × d; p + q",
             },
         ),
         Construct(
@@ -49,7 +48,7 @@ AREA = Context(
                 "What area remains when a side <c> square is removed from a <a> by <b> rectangle?",
             ),
             faulty={"stop": "a × b", "leave": "p = a × b; p - c", "rest": "c × c"},
-            without=("swap",),
+            without=(),
         ),
         Construct(
             name="Calculate the area of a rectangle with a rectangle removed",
@@ -65,7 +64,6 @@ AREA = Context(
                 "stop": "a × b",
                 "part": "p = a × b; p - c - d",
                 "leave": "p = a × b; p - c",
-                "swap": "p = a × d; q = c × b; p - q",
                 "rest": "c × d",
             },
         ),
@@ -79,7 +77,9 @@ AREA = Context(
                 "The parallel sides of a trapezium are <a> cm and <b> cm, its height <c> cm. What is the area?",
             ),
             answer="<_> cm²",
-            faulty={"part": "b × c; _ ÷ 2; a + _", "swap": "a + c; _ × b; _ ÷ 2"},
+            faulty={
+                "part": "b × c; _ ÷ 2; a + _",
+            },
             without=("double",),
         ),
     ),
@@ -88,7 +88,7 @@ AREA = Context(
 PERIMETER = Context(
     phrase="finding a perimeter",
     subject="Perimeter",
-    operations=tuple("stop inverse double halve adds times leave part again more fewer swap repeat".split()),
+    operations=tuple("stop inverse double halve adds leave part again more fewer repeat ten carry".split()),
     constructs=(
         Construct(
             name="Calculate the perimeter of a rectangle",
@@ -127,7 +127,7 @@ PERIMETER = Context(
             ),
             answer="<_> cm",
             faulty={"part": "c - a", "leave": "c ÷ 4"},
-            without=("swap",),
+            without=(),
         ),
         Construct(
             name="Calculate the perimeter of a pentagon with two side lengths",
@@ -152,7 +152,7 @@ PERIMETER = Context(
 ANGLES = Context(
     phrase="finding missing angles",
     subject="Basic Angle Facts",
-    operations=tuple("stop inverse leave double halve again reverse whole part more fewer".split()),
+    operations=tuple("stop inverse leave double halve again reverse whole part more fewer ten carry".split()),
     constructs=(
         Construct(
             name="Find the third angle of a triangle",

@@ -7,7 +7,7 @@ from podium.procedural.constructs import Construct, Context, between
 TIME = Context(
     phrase="converting times",
     subject="Time",
-    operations=tuple("whole join stop adds inverse double halve swap more fewer again skip repeat".split()),
+    operations=tuple("whole join stop adds inverse double halve more fewer again repeat ten carry".split()),
     constructs=(
         Construct(
             name="Convert hours and minutes to minutes",
@@ -68,7 +68,7 @@ TIME = Context(
 UNITS = Context(
     phrase="converting lengths",
     subject="Length Units",
-    operations=tuple("whole join stop adds inverse double halve more fewer again skip repeat zero".split()),
+    operations=tuple("whole join stop adds inverse double halve more fewer again repeat zero ten".split()),
     constructs=(
         Construct(
             name="Convert centimetres and millimetres to millimetres",
@@ -131,7 +131,7 @@ UNITS = Context(
 AVERAGING = Context(
     phrase="averaging data",
     subject="Averages (mean, median, mode)",
-    operations=tuple("inverse stop double halve more fewer leave repeat part again reverse".split()),
+    operations=tuple("inverse stop double halve more fewer leave repeat part again reverse zero".split()),
     constructs=(
         Construct(
             name="Calculate the mean of three numbers",
@@ -184,7 +184,7 @@ AVERAGING = Context(
 MONEY = Context(
     phrase="working out costs",
     subject="Money Problems",
-    operations=tuple("left adds stop inverse double halve leave swap again repeat reverse rest zero".split()),
+    operations=tuple("left adds stop inverse double halve leave again reverse rest zero ten carry".split()),
     constructs=(
         Construct(
             name="Calculate a bill with a fixed fee and a rate",
@@ -219,7 +219,7 @@ MONEY = Context(
                 "leave": "a - b",
                 "rest": "b × c",
             },
-            without=("swap", "stop"),
+            without=("stop"),
         ),
         Construct(
             name="Find a cost from the price of several items",
@@ -233,7 +233,7 @@ MONEY = Context(
             ),
             answer="£<_>",
             start="b",
-            faulty={"swap": "b ÷ c; _ × a", "leave": "b × c", "rest": "...; _ - b"},
+            faulty={"leave": "b × c", "rest": "...; _ - b"},
         ),
         Construct(
             name="Share the cost of several items equally",
@@ -245,7 +245,7 @@ MONEY = Context(
                 "<a> games cost £<b> each. <c> children split the bill. What is one child's part?",
             ),
             answer="£<_>",
-            faulty={"swap": "b × c; _ ÷ a", "rest": "x = a × b; y = x ÷ c; x - y"},
+            faulty={"rest": "x = a × b; y = x ÷ c; x - y"},
         ),
     ),
 )

@@ -7,7 +7,7 @@ from podium.procedural.constructs import Construct, Context, between
 DIRECTED = Context(
     phrase="working with directed numbers",
     subject="Adding and Subtracting Negative Numbers",
-    operations=tuple("inverse stop double halve more fewer sign minus leave swap repeat again left".split()),
+    operations=tuple("inverse stop double halve more fewer sign minus leave repeat again left".split()),
     constructs=(
         Construct(
             name="Add and subtract starting from a negative integer",
@@ -21,7 +21,9 @@ DIRECTED = Context(
             ),
             answer=r"\( <_> \)",
             negative=True,
-            faulty={"minus": "0 - a; _ + b; _ - c", "swap": "a + c; _ - b"},
+            faulty={
+                "minus": "0 - a; _ + b; _ - c",
+            },
         ),
         Construct(
             name="Subtract a negative integer",
@@ -63,12 +65,11 @@ DIRECTED = Context(
             negative=True,
             faulty={
                 "minus": "x = 0 - a; b × c; x - _",
-                "swap": "b × c; _ - a",
                 "leave": "a - b",
                 "left": "a - b; _ × c",
                 "repeat": "x = b × c; a - x - x",
             },
-            without=("swap",),
+            without=(),
         ),
     ),
 )
@@ -76,7 +77,7 @@ DIRECTED = Context(
 ORDER = Context(
     phrase="operations are combined",
     subject="BIDMAS",
-    operations=tuple("left inverse stop double halve adds times swap join leave again reverse".split()),
+    operations=tuple("left inverse stop double halve adds join leave again reverse more fewer ten carry".split()),
     constructs=(
         Construct(
             name="Use the order of operations with addition before multiplication",
@@ -103,8 +104,12 @@ ORDER = Context(
             ),
             answer=r"\( <_> \)",
             negative=True,
-            faulty={"left": "a - b; _ × c", "leave": "a - b", "join": "b & c; a - _", "swap": "a × c; _ - b"},
-            without=("times", "join"),
+            faulty={
+                "left": "a - b; _ × c",
+                "leave": "a - b",
+                "join": "b & c; a - _",
+            },
+            without=("join"),
         ),
         Construct(
             name="Use the order of operations with brackets",
@@ -117,7 +122,11 @@ ORDER = Context(
             ),
             answer=r"\( <_> \)",
             negative=True,
-            faulty={"left": "a × b; _ + c", "leave": "a × b", "join": "b & c; a × _", "times": "b × c; a × _"},
+            faulty={
+                "left": "a × b; _ + c",
+                "leave": "a × b",
+                "join": "b & c; a × _",
+            },
         ),
         Construct(
             name="Use the order of operations with two products",
@@ -133,7 +142,6 @@ ORDER = Context(
             faulty={
                 "left": "a × b; _ + c; _ × d",
                 "leave": "p = a × b; p + c",
-                "swap": "p = a × c; q = b × d; p + q",
                 "stop": "a × b",
                 "join": "p = a & b; q = c × d; p + q",
             },
@@ -144,12 +152,12 @@ ORDER = Context(
 PLACE_VALUE = Context(
     phrase="regrouping tens and ones",
     subject="Place Value",
-    operations=tuple("join whole inverse stop double adds leave zero more fewer reverse again skip repeat".split()),
+    operations=tuple("join whole inverse stop double adds leave zero more fewer reverse again repeat ten".split()),
     constructs=(
         Construct(
             name="Write a number from its tens and ones",
             program="a × 10; _ + b",
-            numbers={"a": between(2, 9), "b": between(3, 9)},
+            numbers={"a": between(2, 9), "b": between(3, 19)},
             stems=(
                 "What number is made from <a> tens and <b> ones?",
                 "Which number has <a> tens and <b> ones altogether?",
@@ -198,7 +206,7 @@ PLACE_VALUE = Context(
 POWERS = Context(
     phrase="using the laws of indices",
     subject="Laws of Indices",
-    operations=tuple("inverse stop double more fewer times adds leave join repeat sign minus part again".split()),
+    operations=tuple("inverse stop double more fewer adds leave join repeat sign minus part again".split()),
     constructs=(
         Construct(
             name="Simplify a product of powers with a negative index",
@@ -228,7 +236,7 @@ POWERS = Context(
             plain="x^<_>",
             kind="power",
             negative=True,
-            faulty={"minus": "a + b; _ + c", "times": "a - b; _ × c", "join": "a & c; _ - b"},
+            faulty={"minus": "a + b; _ + c", "join": "a & c; _ - b"},
         ),
         Construct(
             name="Simplify a power of a power, then multiply",

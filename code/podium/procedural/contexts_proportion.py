@@ -9,7 +9,7 @@ from podium.procedural.constructs import Construct, Context, between
 FRACTIONS = Context(
     phrase="combining fractions",
     subject="Adding and Subtracting Fractions",
-    operations=tuple("adds inverse stop double halve more fewer times swap part skip again repeat".split()),
+    operations=tuple("adds inverse stop double halve more fewer part again repeat zero".split()),
     constructs=(
         Construct(
             name="Add fractions with different denominators",
@@ -27,10 +27,7 @@ FRACTIONS = Context(
             faulty={
                 "adds": "m = b + d; a + c",
                 "stop": "m = b × d; a × d",
-                "times": "m = b × d; a × c",
-                "swap": "n = b × d; p = a × d; q = c × b; m = p + q; n",
                 "part": "m = b × d; p = a × d; p + c",
-                "skip": "m = b × d; a + c",
                 "repeat": "m = b × d; p = a × d; q = c × b; p + q + q",
             },
         ),
@@ -50,9 +47,7 @@ FRACTIONS = Context(
             faulty={
                 "adds": "m = b + d; p = a + d; q = c + b; p - q",
                 "stop": "m = b × d; a × d",
-                "swap": "n = b × d; p = a × d; q = c × b; m = p - q; n",
                 "part": "m = b × d; p = a × d; p - c",
-                "skip": "m = b × d; a - c",
                 "repeat": "m = b × d; p = a × d; q = c × b; p - q - q",
             },
         ),
@@ -71,9 +66,6 @@ FRACTIONS = Context(
             kind="fraction",
             faulty={
                 "adds": "m = c; a + c; _ + b",
-                "times": "m = c; a × b",
-                "swap": "x = a × c; m = x + b; c",
-                "skip": "m = c; a + b",
             },
             without=("stop",),
         ),
@@ -92,8 +84,6 @@ FRACTIONS = Context(
             kind="fraction",
             faulty={
                 "adds": "m = c; a + c; _ - b",
-                "swap": "x = a × c; m = x - b; c",
-                "skip": "m = c; a - b",
             },
             without=("stop",),
         ),
@@ -103,7 +93,7 @@ FRACTIONS = Context(
 QUANTITY = Context(
     phrase="taking a fraction of a quantity",
     subject="Fractions of an Amount",
-    operations=tuple("inverse stop double halve adds swap rest skip again repeat more fewer".split()),
+    operations=tuple("inverse stop double halve adds rest again repeat more fewer ten carry".split()),
     constructs=(
         Construct(
             name="Calculate a fraction of an amount",
@@ -130,7 +120,7 @@ QUANTITY = Context(
                 r"A tank holds <c> litres. \( \frac{<a>}{<b>} \) is used. How many litres are left?",
             ),
             faulty={"repeat": "c ÷ b; x = _ × a; c - x - x"},
-            without=("skip", "swap"),
+            without=("swap"),
         ),
         Construct(
             name="Find the whole from a fraction of it",
@@ -164,7 +154,7 @@ QUANTITY = Context(
 PERCENTAGES = Context(
     phrase="working with percentages",
     subject="Percentages of an Amount",
-    operations=tuple("whole inverse stop double halve zero again repeat skip adds rest reverse".split()),
+    operations=tuple("whole inverse stop double halve zero again repeat adds rest reverse more fewer".split()),
     constructs=(
         Construct(
             name="Calculate a percentage of an amount",
@@ -177,7 +167,7 @@ PERCENTAGES = Context(
                 "A shop has <b> shirts. <c>0% are blue. How many are blue?",
             ),
             faulty={"rest": "...; b - _", "whole": "b ÷ 100; _ × c"},
-            without=("skip",),
+            without=(),
         ),
         Construct(
             name="Decrease an amount by a percentage",
@@ -190,7 +180,7 @@ PERCENTAGES = Context(
                 "There were <b> birds. <c>0% flew off. How many stayed?",
             ),
             faulty={"repeat": "b ÷ 10; x = _ × c; b - x - x", "whole": "b ÷ 100; x = _ × c; b - x"},
-            without=("skip",),
+            without=(),
         ),
         Construct(
             name="Increase an amount by a percentage",
@@ -224,7 +214,7 @@ PERCENTAGES = Context(
 RATIO = Context(
     phrase="sharing in a ratio",
     subject="Sharing in a Ratio",
-    operations=tuple("inverse stop double halve adds swap rest again more fewer repeat part skip".split()),
+    operations=tuple("inverse stop double halve adds rest again more fewer repeat part ten carry".split()),
     constructs=(
         Construct(
             name="Share an amount in a ratio and find the first share",
@@ -237,8 +227,11 @@ RATIO = Context(
             ),
             where=lambda t, a, b: a != b,
             start="t",
-            faulty={"rest": "...; t - _", "part": "t ÷ a", "skip": "t × a"},
-            without=("swap",),
+            faulty={
+                "rest": "...; t - _",
+                "part": "t ÷ a",
+            },
+            without=(),
         ),
         Construct(
             name="Share an amount in a ratio and find the second share",
@@ -251,8 +244,11 @@ RATIO = Context(
             ),
             where=lambda t, a, b: a != b,
             start="t",
-            faulty={"rest": "...; t - _", "part": "t ÷ b", "skip": "t × b"},
-            without=("swap",),
+            faulty={
+                "rest": "...; t - _",
+                "part": "t ÷ b",
+            },
+            without=(),
         ),
         Construct(
             name="Find one share of a ratio from the other",
@@ -281,8 +277,6 @@ RATIO = Context(
             faulty={
                 "stop": "n ÷ a",
                 "part": "n ÷ a; _ × b",
-                "skip": "y = a + b; n × y",
-                "swap": "x = n ÷ b; y = a + b; x × y",
             },
             without=("repeat",),
         ),

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from podium.procedural.constructs import Construct
-from podium.procedural.programs import INVERSE, UNARY, Program, Step, parse
+from podium.procedural.programs import INVERSE, Program, Step, parse
 
 
 @dataclass(frozen=True)
@@ -65,18 +65,6 @@ def _repeat(program: Program, construct: Construct) -> Program | None:
     return program + (Step("_", last.operands, last.signs),)
 
 
-def _skip(program: Program, construct: Construct) -> Program | None:
-    """Leave out the first step and use its first number where its result was wanted."""
-    first, rest = program[0], program[1:]
-    if not rest or first.name != "_" or "_" not in rest[0].operands or first.signs[0] in UNARY:
-        return None
-    kept = next((operand for operand in first.operands if isinstance(operand, str)), None)
-    if kept is None:
-        return None
-    second = rest[0]
-    return (second._replace(operands=tuple(kept if name == "_" else name for name in second.operands)),) + rest[1:]
-
-
 def _resign(old: str, new: str) -> Callable[[Program, Construct], Program | None]:
     """Put one sign for another throughout."""
 
@@ -92,20 +80,6 @@ def _resign(old: str, new: str) -> Callable[[Program, Construct], Program | None
         return tuple(steps)
 
     return rewrite
-
-
-def _rename(program: Program, names: dict[str, str]) -> Program:
-    return tuple(
-        step._replace(
-            operands=tuple(names.get(name, name) if isinstance(name, str) else name for name in step.operands)
-        )
-        for step in program
-    )
-
-
-def _swap(program: Program, construct: Construct) -> Program | None:
-    first, second = list(construct.numbers)[:2]
-    return _rename(program, {first: second, second: first})
 
 
 def _leave_out(program: Program, construct: Construct) -> Program | None:
@@ -150,16 +124,15 @@ OPERATIONS = {
         Operation("halve", "Halves the result", "Halved the result", _then("_ ÷ 2")),
         Operation("more", "Counts one too many", "Counted one too many", _then("_ + 1")),
         Operation("fewer", "Counts one too few", "Counted one too few", _then("_ - 1")),
+        Operation("ten", "Carries an extra ten", "Carried an extra ten", _then("_ + 10")),
+        Operation("carry", "Forgets to carry a ten", "Forgot to carry a ten", _then("_ - 10")),
         Operation("sign", "Reverses the sign", "Reversed the sign", _then("neg _")),
         Operation("minus", "Ignores a minus sign", "Ignored a minus sign", _as_written),
         Operation("zero", "Writes an extra zero", "Wrote an extra zero", _then("_ × 10")),
         Operation("adds", "Adds instead of multiplying", "Added instead of multiplying", _resign("×", "+")),
-        Operation("times", "Multiplies instead of adding", "Multiplied instead of adding", _resign("+", "×")),
         Operation("leave", "Leaves out one of the values", "Left out a value", _leave_out),
-        Operation("swap", "Swaps the roles of two values", "Swapped two values", _swap),
         Operation("join", "Writes values side by side", "Wrote values side by side", _join),
         Operation("repeat", "Carries out the final step twice", "Carried out the final step twice", _repeat),
-        Operation("skip", "Misses out the first step", "Missed out the first step", _skip),
         Operation("part", "Applies the rule to one part only", "Applied the rule to one part", _as_written),
         Operation("again", "Adds the starting value on again", "Added the starting value again", _again),
         Operation("left", "Works strictly from left to right", "Worked from left to right", _as_written),

@@ -42,6 +42,11 @@ def run_batches(ledger: Ledger, job: Job, progress: Callable[[int], None], stopp
             busy = short = False
             try:
                 for batch in open_batches:
+                    if batch.place != _place(job):
+                        raise PodiumError(
+                            f"{batch.count} items are in a batch at {batch.place.strip()}, not at {_place(job).strip()}; "
+                            f"run with that endpoint until they are collected"
+                        )
                     if batch.vendor_id is None:
                         busy |= _reconcile(ledger, job, client, batch, names)
                     else:
@@ -171,7 +176,15 @@ def _reconcile(ledger: Ledger, job: Job, client: object, batch: Batch, names: di
 
 def _collect(ledger: Ledger, job: Job, client: object, batch: Batch) -> bool:
     """Read a batch's results if it has ended. Returns whether something was settled."""
-    facts: BatchFacts = job.vendor.get_batch(client, batch.vendor_id)
+    try:
+        facts: BatchFacts = job.vendor.get_batch(client, batch.vendor_id)
+    except StatusError as error:
+        if error.status != 404:
+            raise
+        raise PodiumError(
+            f"{batch.place.strip()} has no batch {batch.vendor_id}, in which this ledger has {batch.count} items; "
+            f"was it made with another account? Nothing is sent again until that is clear"
+        ) from None
     if not facts.ended:
         return False
     if facts.refused is not None:

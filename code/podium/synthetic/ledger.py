@@ -126,12 +126,16 @@ class Ledger:
     def plan(self, stage: str, requests: Iterable[tuple[str, str, Request]]) -> int:
         """Add (item, label, request) rows that are not there yet; returns how many were new."""
         added = 0
+        shared: dict[int, tuple[Any, str]] = {}
         now = time.time()
         with self.transaction():
             for item, label, request in requests:
-                values = asdict(request)
-                for part in ("system", "prefix", "user", "schema"):
-                    values[part] = self._blob(values[part])
+                values = dict(vars(request))
+                for part in ("system", "prefix", "schema"):  # the same object in thousands of requests
+                    value = values[part]
+                    # the value is kept beside its sha, so that its id cannot be another object's later
+                    _, values[part] = shared.get(id(value)) or shared.setdefault(id(value), (value, self._blob(value)))
+                values["user"] = self._blob(values["user"])
                 cursor = self.connection.execute(
                     "INSERT OR IGNORE INTO items VALUES (?, ?, ?, ?, ?)", (item, stage, label, json.dumps(values), now)
                 )

@@ -57,7 +57,7 @@ def parameters(endpoint: Endpoint, cache_key: str) -> dict[str, Any]:
     }
     if endpoint.provider == "anthropic":
         values["cache_ttl"] = endpoint.cache_ttl
-    else:
+    elif endpoint.cache_ttl is not None:
         values["cache_key"] = cache_key
     return values
 

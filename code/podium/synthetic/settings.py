@@ -31,6 +31,7 @@ class Endpoint:
     """null: the model's default. Which values a model takes differs: claude-sonnet-5-5 refuses `disabled`."""
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     cache_ttl: Literal["5m", "1h"] | None = "5m"
+    """null sends no cache hints. OpenAI gets a cache key for either value; its servers choose how long they keep it."""
     timeout_seconds: Seconds = 600.0
 
 
