@@ -100,7 +100,7 @@ def load_backbone(
         )
     loader = AutoModel if task == "embedding" else AutoModelForCausalLM
     try:
-        model, info = loader.from_pretrained(str(source), output_loading_info=True, **options)
+        model, info = loader.from_pretrained(str(source), output_loading_info=True, **options)  # type: ignore[misc]
     except OSError as error:
         first = str(error).splitlines()[0]
         raise MissingFileError(
@@ -149,7 +149,7 @@ def add_lora(
         model,
         LoraConfig(
             r=rank,
-            lora_alpha=alpha,
+            lora_alpha=alpha,  # type: ignore[arg-type]
             lora_dropout=dropout,
             target_modules=target_modules,
             modules_to_save=modules_to_save,

@@ -86,8 +86,9 @@ def make_optimizer(
         ValueError: unknown name.
     """
     groups = parameter_groups(model, **rates)
+    pair = (betas[0], betas[1])
     if name == "adamw":
-        return torch.optim.AdamW(groups, betas=tuple(betas), eps=eps)
+        return torch.optim.AdamW(groups, betas=pair, eps=eps)
     if name == "adamw_8bit":
         try:
             import bitsandbytes
@@ -95,9 +96,9 @@ def make_optimizer(
             raise PrerequisiteError(
                 "optimizer adamw_8bit needs bitsandbytes: pip install bitsandbytes==0.50.2, or set optimizer=adamw"
             ) from None
-        return bitsandbytes.optim.AdamW8bit(groups, betas=tuple(betas), eps=eps)
+        return bitsandbytes.optim.AdamW8bit(groups, betas=pair, eps=eps)
     if name == "muon":
-        return MuonAndAdamW(groups, tuple(betas), eps)
+        return MuonAndAdamW(groups, pair, eps)
     raise ValueError(f"unknown optimizer {name!r}; valid: adamw, adamw_8bit, muon")
 
 

@@ -190,7 +190,8 @@ class PointwiseCollator:
         """Micro-batches of whole groups within the token budget; weight = groups."""
         groups = [(index, *self.group(epoch, index)) for index in ids.tolist()]
         groups.sort(key=lambda one: (len(one[3].tokens), one[0]))
-        batches, chunk = [], []
+        batches: list[dict[str, Any]] = []
+        chunk: list[tuple[int, list[int], int, PackedRow]] = []
         for one in groups:
             if chunk and len(one[3].tokens) * (len(chunk) + 1) > self.max_tokens_per_micro_batch:
                 batches.append(self._micro(chunk))

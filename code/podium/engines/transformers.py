@@ -108,7 +108,7 @@ def _finish(tokenizer: PreTrainedTokenizerFast, tokens: list[int], stop: list[st
     count, reason = len(tokens), "length"
     if tokenizer.eos_token_id in tokens:
         count, reason = tokens.index(tokenizer.eos_token_id), "stop"
-    text = tokenizer.decode(tokens[:count], skip_special_tokens=True)
+    text: str = tokenizer.decode(tokens[:count], skip_special_tokens=True)  # type: ignore[assignment]
     for ending in stop:
         if ending in text:
             text, reason = text[: text.index(ending)], "stop"

@@ -7,7 +7,7 @@ from podium.procedural.constructs import Construct, Context, between
 BRACKETS = Context(
     phrase="expanding brackets",
     subject="Expanding Single Brackets",
-    operations=tuple("part adds inverse double halve sign join leave again repeat left more fewer".split()),
+    operations=tuple("part adds inverse double halve sign leave left more fewer ten twice".split()),
     constructs=(
         Construct(
             name="Expand a single bracket containing a sum",
@@ -133,7 +133,7 @@ BRACKETS = Context(
 EQUATIONS = Context(
     phrase="solving for an unknown",
     subject="Linear Equations",
-    operations=tuple("inverse stop double halve sign repeat minus more fewer part again ten".split()),
+    operations=tuple("inverse stop minus part double halve sign more fewer ten zero twice".split()),
     constructs=(
         Construct(
             name="Solve two-step equations with multiplication and addition",
@@ -205,7 +205,7 @@ EQUATIONS = Context(
 SUBSTITUTION = Context(
     phrase="substituting values",
     subject="Substitution into Formula",
-    operations=tuple("join adds inverse stop double halve left leave again sign minus more fewer".split()),
+    operations=tuple("inverse stop left minus adds join double halve sign more fewer carry twice cut".split()),
     constructs=(
         Construct(
             name="Substitute a positive integer into a sum",
@@ -268,7 +268,7 @@ SUBSTITUTION = Context(
 SEQUENCES = Context(
     phrase="continuing a sequence",
     subject="Linear Sequences (nth term)",
-    operations=tuple("stop inverse adds again more fewer double halve leave minus left ten carry".split()),
+    operations=tuple("stop inverse left minus again more fewer double halve ten carry twice reverse".split()),
     constructs=(
         Construct(
             name="Find a term of an increasing arithmetic sequence",

@@ -7,7 +7,7 @@ from podium.procedural.constructs import Construct, Context, between
 AREA = Context(
     phrase="finding an area",
     subject="Area of Simple Shapes",
-    operations=tuple("inverse stop double halve adds leave part again more fewer zero reverse rest".split()),
+    operations=tuple("inverse stop rest leave double halve more fewer zero reverse cut point".split()),
     constructs=(
         Construct(
             name="Calculate the area of a triangle",
@@ -88,7 +88,7 @@ AREA = Context(
 PERIMETER = Context(
     phrase="finding a perimeter",
     subject="Perimeter",
-    operations=tuple("stop inverse double halve adds leave part again more fewer repeat ten carry".split()),
+    operations=tuple("stop inverse leave part double halve more fewer ten carry twice point".split()),
     constructs=(
         Construct(
             name="Calculate the perimeter of a rectangle",
@@ -152,7 +152,7 @@ PERIMETER = Context(
 ANGLES = Context(
     phrase="finding missing angles",
     subject="Basic Angle Facts",
-    operations=tuple("stop inverse leave double halve again reverse whole part more fewer ten carry".split()),
+    operations=tuple("stop inverse whole leave double halve more fewer ten carry reverse cut".split()),
     constructs=(
         Construct(
             name="Find the third angle of a triangle",

@@ -7,7 +7,7 @@ from podium.procedural.constructs import Construct, Context, between
 TIME = Context(
     phrase="converting times",
     subject="Time",
-    operations=tuple("whole join stop adds inverse double halve more fewer again repeat ten carry".split()),
+    operations=tuple("whole stop adds inverse join repeat double halve more fewer ten carry twice".split()),
     constructs=(
         Construct(
             name="Convert hours and minutes to minutes",
@@ -60,7 +60,7 @@ TIME = Context(
                 "Write <a> weeks and <b> days in days.",
             ),
             answer="<_> days",
-            faulty={"whole": "a × 10; _ + b", "join": "a & b", "adds": "a + 7; _ + b"},
+            faulty={"whole": "a × 5; _ + b", "join": "a & b", "adds": "a + 7; _ + b"},
         ),
     ),
 )
@@ -68,7 +68,7 @@ TIME = Context(
 UNITS = Context(
     phrase="converting lengths",
     subject="Length Units",
-    operations=tuple("whole join stop adds inverse double halve more fewer again repeat zero ten".split()),
+    operations=tuple("whole stop adds again double halve more fewer zero ten point reverse".split()),
     constructs=(
         Construct(
             name="Convert centimetres and millimetres to millimetres",
@@ -131,7 +131,7 @@ UNITS = Context(
 AVERAGING = Context(
     phrase="averaging data",
     subject="Averages (mean, median, mode)",
-    operations=tuple("inverse stop double halve more fewer leave repeat part again reverse zero".split()),
+    operations=tuple("inverse stop leave part repeat again double halve more fewer zero twice point".split()),
     constructs=(
         Construct(
             name="Calculate the mean of three numbers",
@@ -184,7 +184,7 @@ AVERAGING = Context(
 MONEY = Context(
     phrase="working out costs",
     subject="Money Problems",
-    operations=tuple("left adds stop inverse double halve leave again reverse rest zero ten carry".split()),
+    operations=tuple("left stop inverse adds rest double halve reverse zero ten carry cut".split()),
     constructs=(
         Construct(
             name="Calculate a bill with a fixed fee and a rate",
@@ -219,7 +219,7 @@ MONEY = Context(
                 "leave": "a - b",
                 "rest": "b × c",
             },
-            without=("stop"),
+            without=("stop",),
         ),
         Construct(
             name="Find a cost from the price of several items",

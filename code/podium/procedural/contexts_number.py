@@ -7,7 +7,7 @@ from podium.procedural.constructs import Construct, Context, between
 DIRECTED = Context(
     phrase="working with directed numbers",
     subject="Adding and Subtracting Negative Numbers",
-    operations=tuple("inverse stop double halve more fewer sign minus leave repeat again left".split()),
+    operations=tuple("inverse stop minus left leave double halve more fewer sign zero ten".split()),
     constructs=(
         Construct(
             name="Add and subtract starting from a negative integer",
@@ -77,7 +77,7 @@ DIRECTED = Context(
 ORDER = Context(
     phrase="operations are combined",
     subject="BIDMAS",
-    operations=tuple("left inverse stop double halve adds join leave again reverse more fewer ten carry".split()),
+    operations=tuple("left inverse stop adds join double halve reverse more fewer ten carry cut".split()),
     constructs=(
         Construct(
             name="Use the order of operations with addition before multiplication",
@@ -109,7 +109,7 @@ ORDER = Context(
                 "leave": "a - b",
                 "join": "b & c; a - _",
             },
-            without=("join"),
+            without=("join",),
         ),
         Construct(
             name="Use the order of operations with brackets",
@@ -152,7 +152,7 @@ ORDER = Context(
 PLACE_VALUE = Context(
     phrase="regrouping tens and ones",
     subject="Place Value",
-    operations=tuple("join whole inverse stop double adds leave zero more fewer reverse again repeat ten".split()),
+    operations=tuple("join whole inverse leave again double zero more fewer reverse cut point".split()),
     constructs=(
         Construct(
             name="Write a number from its tens and ones",
@@ -206,7 +206,7 @@ PLACE_VALUE = Context(
 POWERS = Context(
     phrase="using the laws of indices",
     subject="Laws of Indices",
-    operations=tuple("inverse stop double more fewer adds leave join repeat sign minus part again".split()),
+    operations=tuple("inverse stop adds part minus join repeat double more fewer sign zero".split()),
     constructs=(
         Construct(
             name="Simplify a product of powers with a negative index",

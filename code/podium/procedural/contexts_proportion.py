@@ -9,7 +9,7 @@ from podium.procedural.constructs import Construct, Context, between
 FRACTIONS = Context(
     phrase="combining fractions",
     subject="Adding and Subtracting Fractions",
-    operations=tuple("adds inverse stop double halve more fewer part again repeat zero".split()),
+    operations=tuple("adds inverse stop part repeat double halve more fewer zero twice".split()),
     constructs=(
         Construct(
             name="Add fractions with different denominators",
@@ -93,7 +93,7 @@ FRACTIONS = Context(
 QUANTITY = Context(
     phrase="taking a fraction of a quantity",
     subject="Fractions of an Amount",
-    operations=tuple("inverse stop double halve adds rest again repeat more fewer ten carry".split()),
+    operations=tuple("inverse stop rest adds repeat double halve more fewer ten carry point".split()),
     constructs=(
         Construct(
             name="Calculate a fraction of an amount",
@@ -120,7 +120,6 @@ QUANTITY = Context(
                 r"A tank holds <c> litres. \( \frac{<a>}{<b>} \) is used. How many litres are left?",
             ),
             faulty={"repeat": "c ÷ b; x = _ × a; c - x - x"},
-            without=("swap"),
         ),
         Construct(
             name="Find the whole from a fraction of it",
@@ -154,7 +153,7 @@ QUANTITY = Context(
 PERCENTAGES = Context(
     phrase="working with percentages",
     subject="Percentages of an Amount",
-    operations=tuple("whole inverse stop double halve zero again repeat adds rest reverse more fewer".split()),
+    operations=tuple("whole inverse stop rest double halve zero point reverse more fewer cut".split()),
     constructs=(
         Construct(
             name="Calculate a percentage of an amount",
@@ -214,7 +213,7 @@ PERCENTAGES = Context(
 RATIO = Context(
     phrase="sharing in a ratio",
     subject="Sharing in a Ratio",
-    operations=tuple("inverse stop double halve adds rest again more fewer repeat part ten carry".split()),
+    operations=tuple("inverse stop rest part again double halve more fewer ten carry twice".split()),
     constructs=(
         Construct(
             name="Share an amount in a ratio and find the first share",

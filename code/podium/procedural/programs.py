@@ -5,8 +5,8 @@ operands, where a letter is a number of the question, ``_`` is the result of the
 ``name = ...`` keeps a result under a name. One step never mixes ``+ -`` with ``× ÷``, so working from
 left to right is also what the rules of precedence ask for, and an equation printed from a step is true.
 
-Beside ``+ - × ÷`` there are three things that only pupils do: ``a & b`` writes digits side by side,
-``neg a`` changes a sign and ``rev a`` writes the digits backwards.
+Beside ``+ - × ÷`` there are things that only pupils do: ``a & b`` writes digits side by side, ``neg a``
+changes a sign, ``rev a`` writes the digits backwards, ``cut a`` drops the last one and ``dup a`` doubles it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Values = dict[str, Number]
 Operand = str | int
 
 INVERSE = {"+": "-", "-": "+", "×": "÷", "÷": "×"}
-UNARY = ("neg", "rev")
+UNARY = ("neg", "rev", "cut", "dup")
 
 
 class Step(NamedTuple):
@@ -96,6 +96,9 @@ def tell(program: Program, numbers: Mapping[str, Number]) -> tuple[list[str], Va
             lines.append(f"{shown[0]} becomes {plain_number(result)}")
         elif signs == ("rev",):
             lines.append(f"{shown[0]} backwards is {plain_number(result)}")
+        elif signs in (("cut",), ("dup",)):
+            how = "without its last digit" if signs == ("cut",) else "with its last digit twice"
+            lines.append(f"{shown[0]} {how} is {plain_number(result)}")
         elif signs and signs[0] == "&":
             lines.append(f"{' and '.join(shown)} make {plain_number(result)}")
         elif signs:
@@ -113,7 +116,7 @@ def _step_result(operands: tuple[Operand, ...], signs: tuple[str, ...], values: 
     if len(operands) == 1:
         if not signs:
             return result
-        return -result if signs[0] == "neg" else _reversed_digits(result)
+        return -result if signs[0] == "neg" else _DIGITS[signs[0]](result)
     for sign, operand in zip(signs, operands[1:], strict=True):
         value = _value(operand, values)
         if sign == "+":
@@ -148,3 +151,14 @@ def _reversed_digits(value: Number) -> int | None:
     if not isinstance(value, int) or value < 10 or value % 10 == 0:
         return None
     return int(str(value)[::-1])
+
+
+def _without_last_digit(value: Number) -> int | None:
+    return value // 10 if isinstance(value, int) and value >= 10 else None
+
+
+def _last_digit_twice(value: Number) -> int | None:
+    return value * 10 + value % 10 if isinstance(value, int) and value > 0 else None
+
+
+_DIGITS = {"rev": _reversed_digits, "cut": _without_last_digit, "dup": _last_digit_twice}
