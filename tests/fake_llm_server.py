@@ -390,7 +390,10 @@ class Handler(BaseHTTPRequestHandler):
         except (KeyError, TypeError, ValueError, StopIteration):
             if not self.connection_closed:  # after a planned hang-up, writing fails as it should
                 traceback.print_exc()
-                raise
+                self.reply(
+                    400,
+                    error_body("messages", "invalid_request_error", "the fake server itself failed; see its stderr"),
+                )
         finally:
             with world.lock:
                 world.at_once -= 1

@@ -99,7 +99,9 @@ def test_typo_in_the_last_step_stops_before_the_first(tmp_path: Path) -> None:
 
 
 def test_failed_step_is_named_and_keeps_its_exit_code(tmp_path: Path) -> None:
-    step = pipeline.Step("questions", "prepare_questions", "base", {"data_dir": str(tmp_path), "output_dir": str(tmp_path / "q")})
+    step = pipeline.Step(
+        "questions", "prepare_questions", "base", {"data_dir": str(tmp_path), "output_dir": str(tmp_path / "q")}
+    )
     with pytest.raises(Exception, match="step questions ended with exit code 4") as failure:
         pipeline.run([step])
     assert failure.value.exit_code == 4  # type: ignore[attr-defined]
@@ -107,14 +109,21 @@ def test_failed_step_is_named_and_keeps_its_exit_code(tmp_path: Path) -> None:
 
 def test_submission_is_valid_and_is_the_final_row(chain: Path) -> None:
     test = contracts.read_table(chain / "questions" / "test.parquet", contracts.QUESTIONS)
-    catalogue = set(contracts.read_table(chain / "questions" / "misconceptions.parquet", contracts.MISCONCEPTIONS)["misconception_id"])
+    catalogue = set(
+        contracts.read_table(chain / "questions" / "misconceptions.parquet", contracts.MISCONCEPTIONS)[
+            "misconception_id"
+        ]
+    )
     path = chain / "submission" / "submission.csv"
     submission.check_submission(path, test["query_id"].tolist(), catalogue, 25)
     frame = pd.read_csv(path)
     assert (frame["MisconceptionId"].str.split().map(len) == 25).all()
     listed = contracts.read_table(chain / "listwise_blend" / "candidates.parquet", contracts.CANDIDATES)
     first = listed[listed["rank"] == 1].set_index("query_id")["misconception_id"]
-    assert (frame.set_index("QuestionId_Answer")["MisconceptionId"].str.split().str[0].astype(int) == first[frame["QuestionId_Answer"]].to_numpy()).all()
+    assert (
+        frame.set_index("QuestionId_Answer")["MisconceptionId"].str.split().str[0].astype(int)
+        == first[frame["QuestionId_Answer"]].to_numpy()
+    ).all()
 
 
 @pytest.mark.parametrize(
@@ -141,7 +150,12 @@ def test_predict_from_one_yaml_equals_the_chain(chain: Path, tmp_path: Path) -> 
         Predict, "predict", "base", [f"checkpoints={chain}", f"output_dir={tmp_path}/p", f"data_dir={chain}/data"]
     )
     steps = [
-        pipeline.Step(s.name, s.script, s.config_name, {**s.overrides, **({"max_new_tokens": 12} if s.name == "rationales" else {})})
+        pipeline.Step(
+            s.name,
+            s.script,
+            s.config_name,
+            {**s.overrides, **({"max_new_tokens": 12} if s.name == "rationales" else {})},
+        )
         for s in pipeline.steps_of(cfg.steps)
     ]
     pipeline.run(steps)

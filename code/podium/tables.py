@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from podium import contracts, questions, stage
+from podium import contracts, questions, rng, stage
 from podium.batching.queries import QueryRows, make_rows
 from podium.errors import DataError
 
@@ -46,18 +46,19 @@ def read_rationales(folder: str | Path | None, gold: bool = False) -> pd.DataFra
     return written
 
 
-def even_sample(frame: pd.DataFrame, count: int | None) -> pd.DataFrame:
-    """`count` rows spread evenly over the frame (all for None): the same rows in every run."""
+def fixed_sample(frame: pd.DataFrame, count: int | None) -> pd.DataFrame:
+    """`count` rows drawn once and for all (all for None), in table order; a smaller sample is part of a larger one."""
     if count is None or count >= len(frame):
         return frame
-    return frame.iloc[[position * len(frame) // count for position in range(count)]].reset_index(drop=True)
+    drawn = rng.permutation(len(frame), "fixed_sample", len(frame))[:count]
+    return frame.iloc[sorted(drawn.tolist())].reset_index(drop=True)
 
 
 def read_tables(paths: list[str], rows_per_fold: int | None) -> pd.DataFrame:
     """Question tables joined for inference.
 
     Training rows (those with a fold) without a label are left out, since nothing is learnt or measured on them; of the
-    labelled ones at most `rows_per_fold` a fold are taken, spread evenly. Test rows are always taken, all of them.
+    labelled ones at most `rows_per_fold` a fold are taken, a fixed sample. Test rows are always taken, all of them.
 
     Raises:
         DataError: the tables share query ids.
@@ -67,7 +68,7 @@ def read_tables(paths: list[str], rows_per_fold: int | None) -> pd.DataFrame:
     parts = [table[table["fold"].isna()]]
     labelled = questions.labelled_rows(table[table["fold"].notna()])
     for _, rows in labelled.groupby("fold"):
-        parts.append(even_sample(rows, rows_per_fold))
+        parts.append(fixed_sample(rows, rows_per_fold))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -106,7 +107,7 @@ def read_training_tables(
     stage.require_labels_known(labels, names, str(questions_dir))
     return TrainingTables(
         train=make_rows(train, catalogue, written, require_rationales),
-        validation=make_rows(even_sample(validation, validation_rows), catalogue, written, require_rationales),
+        validation=make_rows(fixed_sample(validation, validation_rows), catalogue, written, require_rationales),
         seen=questions.seen_misconceptions(table, train_folds),
         folds_trained=[int(fold) for fold in folds],
         data_digest=contracts.input_digest(Path(questions_dir) / "questions.parquet"),

@@ -243,7 +243,7 @@ SUBSTITUTION = Context(
             ),
             negative=True,
             faulty={"minus": "0 - c; b × _; _ + a", "leave": "b + a"},
-            without=("left", "join"),
+            without=("left", "join", "cut"),
         ),
         Construct(
             name="Substitute two values into an expression",
@@ -309,7 +309,6 @@ SEQUENCES = Context(
                 "join": "b & c; a + _",
                 "left": "x = c - 1; a + b; _ × x",
             },
-            without=(),
         ),
         Construct(
             name="Find the size of a growing shape pattern",

@@ -48,7 +48,6 @@ AREA = Context(
                 "What area remains when a side <c> square is removed from a <a> by <b> rectangle?",
             ),
             faulty={"stop": "a × b", "leave": "p = a × b; p - c", "rest": "c × c"},
-            without=(),
         ),
         Construct(
             name="Calculate the area of a rectangle with a rectangle removed",
@@ -127,7 +126,6 @@ PERIMETER = Context(
             ),
             answer="<_> cm",
             faulty={"part": "c - a", "leave": "c ÷ 4"},
-            without=(),
         ),
         Construct(
             name="Calculate the perimeter of a pentagon with two side lengths",

@@ -69,7 +69,6 @@ DIRECTED = Context(
                 "left": "a - b; _ × c",
                 "repeat": "x = b × c; a - x - x",
             },
-            without=(),
         ),
     ),
 )

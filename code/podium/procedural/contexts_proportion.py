@@ -166,7 +166,7 @@ PERCENTAGES = Context(
                 "A shop has <b> shirts. <c>0% are blue. How many are blue?",
             ),
             faulty={"rest": "...; b - _", "whole": "b ÷ 100; _ × c"},
-            without=(),
+            without=("point",),
         ),
         Construct(
             name="Decrease an amount by a percentage",
@@ -179,7 +179,6 @@ PERCENTAGES = Context(
                 "There were <b> birds. <c>0% flew off. How many stayed?",
             ),
             faulty={"repeat": "b ÷ 10; x = _ × c; b - x - x", "whole": "b ÷ 100; x = _ × c; b - x"},
-            without=(),
         ),
         Construct(
             name="Increase an amount by a percentage",
@@ -206,6 +205,7 @@ PERCENTAGES = Context(
             ),
             answer="<_>%",
             faulty={"rest": "...; 100 - _", "whole": "10 ÷ b; _ × a"},
+            without=("point",),
         ),
     ),
 )
@@ -230,7 +230,6 @@ RATIO = Context(
                 "rest": "...; t - _",
                 "part": "t ÷ a",
             },
-            without=(),
         ),
         Construct(
             name="Share an amount in a ratio and find the second share",
@@ -247,7 +246,6 @@ RATIO = Context(
                 "rest": "...; t - _",
                 "part": "t ÷ b",
             },
-            without=(),
         ),
         Construct(
             name="Find one share of a ratio from the other",
