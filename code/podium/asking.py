@@ -14,6 +14,9 @@ from podium.engines import transformers as engine
 from podium.modeling import Embedder, LabelScorer
 from podium.prompts import Query
 
+TOP = 10
+"""Candidates that the pointwise ranker reorders, as in the chain."""
+
 
 @dataclass
 class Chain:
@@ -78,7 +81,7 @@ def ask(chain: Chain, query: Query, top_k: int, max_new_tokens: int) -> dict[str
         top_k=max(25, top_k), quiet=True,
     )  # fmt: skip
     model, tokenizer, meta = chain.pointwise
-    lists = ranking.candidate_lists(candidates, rows.query_id, 12)
+    lists = ranking.candidate_lists(candidates, rows.query_id, TOP)
     renderer = PointwiseRenderer(rows, tokenizer, meta.prompt_style, meta.max_length_tokens)  # type: ignore[arg-type]
     frames = []
     for name in (name for name in chain.weights if name != "list"):
@@ -87,7 +90,7 @@ def ask(chain: Chain, query: Query, top_k: int, max_new_tokens: int) -> dict[str
             max_tokens_per_batch=8192, quiet=True,
         )  # fmt: skip
         frames.append(ranking.scores_frame(lists, scores, rows.query_id, name))
-    features = blending.feature_table(candidates, pd.concat(frames), 12)
+    features = blending.feature_table(candidates, pd.concat(frames), TOP)
     blended = ranking.reorder(candidates, blending.apply_weights(features, chain.weights), "blend").head(top_k)
     return {
         "rationale": rationale,

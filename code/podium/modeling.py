@@ -301,7 +301,7 @@ class LabelScorer(nn.Module):
         if mask is not None:
             blocked = torch.finfo(model.dtype).min
             options = {
-                "attention_mask": torch.where(mask, 0.0, blocked).to(model.dtype),
+                "attention_mask": torch.zeros_like(mask, dtype=model.dtype).masked_fill(~mask, blocked),
                 "position_ids": position_ids,
             }
         body = getattr(model, model.base_model_prefix)

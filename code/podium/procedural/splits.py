@@ -30,19 +30,20 @@ def make_plan(seed: int) -> Plan:
     occurrences = Counter(entry.operation for entry in catalogue())
     held_out: Counter[str] = Counter()
     chosen: dict[str, set[int]] = {"validation": set(), "test": set()}
-    for purpose, ids in chosen.items():
-        for subject_id in permutation(len(CONTEXTS), seed, "contexts held out", purpose).tolist():
-            members = [task for task in tasks() if task.subject_id == subject_id]
-            everywhere = set.intersection(*(set(task.faulty) for task in members)) - chosen["validation"]
-            order = permutation(len(catalogue()), seed, "operations held out", purpose, subject_id).tolist()
+    for turn, subject_id in enumerate(permutation(len(CONTEXTS), seed, "contexts held out").tolist()):
+        members = [task for task in tasks() if task.subject_id == subject_id]
+        everywhere = set.intersection(*(set(task.faulty) for task in members))
+        order = permutation(len(catalogue()), seed, "operations held out", subject_id).tolist()
+        # taking turns gives both sets the same mixture of common and rare operations
+        for purpose in ("validation", "test") if turn % 2 else ("test", "validation"):
             burden = {}
-            for key in everywhere:
+            for key in everywhere - chosen["validation"] - chosen["test"]:
                 operation = catalogue()[key].operation
                 burden[key] = ((held_out[operation] + 1) / occurrences[operation], order[key])
-            best = min(everywhere, key=burden.__getitem__)
+            best = min(burden, key=burden.__getitem__)
             if burden[best][0] <= LARGEST_HELD_OUT_SHARE:
                 held_out[catalogue()[best].operation] += 1
-                ids.add(best)
+                chosen[purpose].add(best)
     return Plan(_folds(seed), frozenset(chosen["validation"]), frozenset(chosen["test"]))
 
 
