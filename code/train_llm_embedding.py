@@ -56,8 +56,9 @@ def main(cfg: Retriever) -> None:
         accelerator.print(f"its document: {prompts.retrieval_document(data.train.names[data.train.label[0] or 0])!r}")
 
         model = Embedder(
-            modeling.prepare_for_training(**as_dict(cfg.model), task="embedding", seed=cfg.loop.seed), cfg.pooling
-        )
+            modeling.prepare_for_training(**as_dict(cfg.model), task="embedding", seed=cfg.loop.seed), cfg.pooling,
+            cfg.max_tokens_per_micro_batch,
+        )  # fmt: skip
         optimizer = optim.make_optimizer(model, **as_dict(cfg.optimizer))
         steps = training.total_steps(len(data.train), cfg.loop.batch_size, cfg.loop.epochs, cfg.loop.max_steps)
 
@@ -103,20 +104,14 @@ def main(cfg: Retriever) -> None:
             evaluate=evaluate, best_metric=cfg.best_metric, resume_command=stage.command_line(),
             log=stage.make_tracker(cfg.use_wandb, run.script, cfg, run.folder),
         )  # fmt: skip
-        behind = contracts.folds_behind(cfg.model.backbone, data.data_digest)
-        in_sample = cfg.full_fit or cfg.data.validation_fold in behind
-        if in_sample:
-            accelerator.print(
-                "the validation fold was trained on (here or by the backbone): these figures are in-sample"
-            )
         meta = contracts.CheckpointMeta(
             stage="embedding", kind="adapter" if cfg.model.lora else "full", base_model=cfg.model.backbone,
             prompt_style=cfg.prompt_style, prompt_version=prompts.VERSION, max_length_tokens=cfg.max_length_tokens,
-            pooling=cfg.pooling, folds_trained=sorted({*data.folds_trained, *behind}), data_digest=data.data_digest,
-            best_metric={cfg.best_metric: progress.best_value or 0.0}, extra={"validation_in_sample": in_sample},
+            pooling=cfg.pooling, folds_trained=data.folds_trained, data_digest=data.data_digest,
+            best_metric={cfg.best_metric: progress.best_value or 0.0},
         )  # fmt: skip
         stage.export(
-            run, accelerator, model.backbone, tokenizer, meta, rows={"training rows": len(data.train)},
+            run, accelerator, model.backbone, tokenizer, meta, cfg.data.validation_fold, rows={"training rows": len(data.train)},
             next_command=f"python code/mine_candidates.py checkpoint={cfg.output_dir}"
             f" questions_dir={cfg.data.questions_dir} tables=[{cfg.data.questions_dir}/test.parquet]",
         )  # fmt: skip

@@ -99,21 +99,15 @@ def main(cfg: Reasoner) -> None:
             evaluate=evaluate, best_metric="loss", lower_is_better=True, resume_command=stage.command_line(),
             log=stage.make_tracker(cfg.use_wandb, run.script, cfg, run.folder),
         )  # fmt: skip
-        behind = contracts.folds_behind(cfg.model.backbone, data.data_digest)
-        in_sample = cfg.full_fit or cfg.data.validation_fold in behind
-        if in_sample:
-            accelerator.print(
-                "the validation fold was trained on (here or by the backbone): these figures are in-sample"
-            )
         meta = contracts.CheckpointMeta(
             stage="reasoner", kind="adapter" if cfg.model.lora else "full", base_model=cfg.model.backbone,
             prompt_style=cfg.prompt_style, prompt_version=prompts.VERSION, max_length_tokens=cfg.max_length_tokens,
-            folds_trained=sorted({*data.folds_trained, *behind}), data_digest=data.data_digest,
+            folds_trained=data.folds_trained, data_digest=data.data_digest,
             best_metric={"loss": progress.best_value or 0.0},
-            extra={"with_name": collate.with_name, "validation_in_sample": in_sample},
+            extra={"with_name": collate.with_name},
         )  # fmt: skip
         stage.export(
-            run, accelerator, model.backbone, tokenizer, meta, rows={"training rows": len(collate.rows)},
+            run, accelerator, model.backbone, tokenizer, meta, cfg.data.validation_fold, rows={"training rows": len(collate.rows)},
             next_command=f"python code/generate_llm_reasoner.py checkpoint={cfg.output_dir}"
             f" tables=[{cfg.data.questions_dir}/questions.parquet,{cfg.data.questions_dir}/test.parquet]",
         )  # fmt: skip

@@ -90,21 +90,14 @@ def main(cfg: Ranker) -> None:
             evaluate=evaluate, best_metric="map@25", resume_command=stage.command_line(),
             log=stage.make_tracker(cfg.use_wandb, run.script, cfg, run.folder),
         )  # fmt: skip
-        behind = contracts.folds_behind(cfg.model.backbone, data.data_digest)
-        in_sample = cfg.full_fit or cfg.data.validation_fold in behind
-        if in_sample:
-            accelerator.print(
-                "the validation fold was trained on (here or by the backbone): these figures are in-sample"
-            )
         meta = contracts.CheckpointMeta(
             stage="listwise", kind="adapter" if cfg.model.lora else "full", base_model=cfg.model.backbone,
             prompt_style=cfg.prompt_style, prompt_version=prompts.VERSION, max_length_tokens=cfg.max_length_tokens,
-            label_tokens=letters, label_token_ids=letter_ids, folds_trained=sorted({*data.folds_trained, *behind}),
+            label_tokens=letters, label_token_ids=letter_ids, folds_trained=data.folds_trained,
             data_digest=data.data_digest, best_metric={"map@25": progress.best_value or 0.0},
-            extra={"validation_in_sample": in_sample},
         )  # fmt: skip
         stage.export(
-            run, accelerator, model.backbone, tokenizer, meta, rows={"training lists": len(train.rows)},
+            run, accelerator, model.backbone, tokenizer, meta, cfg.data.validation_fold, rows={"training lists": len(train.rows)},
             next_command=f"python code/score_candidates.py checkpoint={cfg.output_dir} candidates=<candidates>"
             f" questions_dir={cfg.data.questions_dir} tables=[{cfg.data.questions_dir}/test.parquet]",
         )  # fmt: skip

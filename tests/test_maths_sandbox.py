@@ -13,6 +13,8 @@ from podium.errors import PrerequisiteError
 from podium.maths import seccomp
 from podium.maths.sandbox import Limits, Sandbox
 
+CODE = Path(__file__).resolve().parents[1] / "code"
+
 CANARY = "canary-5f1c"
 LIMITS = Limits(wall_seconds=1.0, cpu_seconds=1, memory_bytes=2**29, output_bytes=10_000)
 
@@ -125,7 +127,7 @@ ESCAPES = {
     # the evaluator
     "inherited descriptors": ("import os\nfor d in range(3, 4096):\n    try:\n        os.fstat(d)\n        print('ESCAPED', d)\n    except OSError:\n        pass", False),
     "answer through the reply pipe": ("import os, json, struct\nb = json.dumps(dict(status='ok', stdout='7')).encode()\nfor d in range(3, 300):\n    try:\n        os.write(d, struct.pack('>I', len(b)) + b)\n        print('ESCAPED')\n    except OSError:\n        pass", False),
-    "monkey-patched grader": ("import sys\nsys.path.insert(0, '/work/main/code')\nfrom podium.maths import grading\ngrading.grade = lambda *a, **k: True\nprint('ESCAPED')", False),
+    "monkey-patched grader": (f"import sys\nsys.path.insert(0, {str(CODE)!r})\nfrom podium.maths import grading\ngrading.grade = lambda *a, **k: True\nprint('ESCAPED')", False),
     "memory of the parent": ("import ctypes; print('ESCAPED' if ctypes.CDLL(None).syscall(310, 1, None, 0, None, 0, 0) >= 0 else 'no')", False),
     "debugger file in work folder": ("import os; os.mknod('d', 0o60666, os.makedev(8, 0)); print('ESCAPED', open('d'))", False),
 }  # fmt: skip

@@ -369,3 +369,24 @@ def test_embedding_of_a_text_depends_on_nothing_else(backbone_dir, tokenizer):
     small = engine.embed(embedder, texts, tokenize, 1)
     torch.testing.assert_close(whole, small, atol=1e-6, rtol=1e-5)
     assert whole[0].equal(whole[2]) and not torch.allclose(whole[0], whole[1])
+
+
+def test_embedder_in_length_sorted_passes_equals_one_padded_pass(backbone_dir, tokenizer):
+    from podium.batching.padding import pad
+    from podium.modeling import Embedder, load_backbone
+
+    generator = torch.Generator().manual_seed(0)
+    rows = [torch.randint(5, 300, (int(n),), generator=generator).tolist() for n in (3, 40, 7, 25, 41, 4, 18)]
+    ids, mask = pad(rows, tokenizer.pad_token_id)
+    batch = {"input_ids": ids, "attention_mask": mask}
+    backbone = load_backbone(backbone_dir, "embedding").double().eval()
+    results = {}
+    for budget in (None, 50, 90):
+        backbone.zero_grad()
+        (vectors,) = Embedder(backbone, "last", budget)(batch)
+        (vectors * torch.arange(vectors.numel()).view_as(vectors)).sum().backward()
+        results[budget] = (vectors.detach(), next(backbone.parameters()).grad.clone())
+    for budget in (50, 90):
+        for got, plain in zip(results[budget], results[None], strict=True):
+            torch.testing.assert_close(got, plain, rtol=1e-5, atol=1e-6)
+    assert results[None][0].std() > 1e-3

@@ -220,6 +220,8 @@ class Retriever:
     prompt_style: Style
     pooling: Literal["last", "mean", "cls"]
     max_length_tokens: Positive
+    max_tokens_per_micro_batch: Positive
+    """Padded tokens of one pass in training; queries of similar length go together."""
     """Padded tokens of one forward at evaluations and while mining."""
     max_tokens_per_batch: Positive
     topic_dropout: Fraction

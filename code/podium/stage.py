@@ -1,6 +1,7 @@
 """What every script does around its work: claim the folder, notice finished or changed runs, export, sign off."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import sys
@@ -178,15 +179,24 @@ def make_tracker(use_wandb: bool, script: str, settings: Any, folder: Path) -> A
 
 
 def export(
-    run_: Run, accelerator: Any, backbone: Any, tokenizer: Any, meta: contracts.CheckpointMeta, next_command: str,
-    rows: dict[str, int],
+    run_: Run, accelerator: Any, backbone: Any, tokenizer: Any, meta: contracts.CheckpointMeta, validation_fold: int,
+    next_command: str, rows: dict[str, int],
 ) -> None:  # fmt: skip
-    """Write the finished checkpoint (weights, tokenizer, meta, manifest) into the run's folder."""
+    """Write the finished checkpoint (weights, tokenizer, meta, manifest) into the run's folder.
+
+    Folds that the starting checkpoint was trained on count as trained on here too; whether the validation figures are
+    in-sample is recorded, and said.
+    """
+    folds = {*meta.folds_trained, *contracts.folds_behind(meta.base_model, meta.data_digest)}
+    in_sample = validation_fold in folds
+    if in_sample:
+        accelerator.print("the validation fold was trained on (here or by the backbone): these figures are in-sample")
     if accelerator.is_main_process:
         backbone.save_pretrained(run_.folder)
         tokenizer.save_pretrained(run_.folder)
-        contracts.write_meta(run_.folder, meta)
-        run_.finish(rows=rows, facts={"inputs_trained_on": meta.folds_trained}, next_command=next_command)
+        extra = {**meta.extra, "validation_in_sample": in_sample}
+        contracts.write_meta(run_.folder, dataclasses.replace(meta, folds_trained=sorted(folds), extra=extra))
+        run_.finish(rows=rows, facts={"folds_trained": sorted(folds)}, next_command=next_command)
     accelerator.wait_for_everyone()
 
 
