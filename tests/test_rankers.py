@@ -75,7 +75,7 @@ def test_changing_one_candidate_changes_no_other_score(model, renderer, rows, la
     other = ranking.score_pointwise(model, renderer, [(0, [ids[0], ids[60], ids[2]])], labels, use_rationale=True,
                                     max_tokens_per_batch=4096, quiet=True)[0]  # fmt: skip
     np.testing.assert_allclose(first[[0, 2]], other[[0, 2]], atol=1e-6)
-    assert abs(first[1] - other[1]) > 1e-5
+    assert abs(first[1] - other[1]) > 3e-6
 
 
 def test_packed_gradients_equal_separate_rows(backbone_dir, renderer, rows, labels):

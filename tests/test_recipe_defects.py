@@ -48,7 +48,7 @@ def test_02_gold_is_never_its_own_negative(rows):
     import pandas as pd
 
     frame = pd.DataFrame(
-        [(query, rank, one) for query, label in zip(rows.query_id, rows.label) for rank, one in enumerate([label, 240, 241], 1)],
+        [(query, rank, one) for query, label in zip(rows.query_id, rows.label) for rank, one in enumerate([label, 231, 232], 1)],
         columns=["query_id", "rank", "misconception_id"],
     ).astype({"misconception_id": "Int64"})  # fmt: skip
     for query, pool in negatives_of(frame, rows, 2).items():
@@ -71,13 +71,13 @@ def test_06_a_boolean_is_never_a_string(monkeypatch, capsys, backbone_dir):
 
 def test_07_mined_negatives_and_teacher_scores_reach_the_loss(rows, tokenizer):
     collator = RetrievalCollator(
-        rows, tokenizer, "plain", 256, 0, hard_negatives={rows.query_id[0]: [240]}, hard_negatives_per_query=1,
-        teacher={(rows.query_id[0], 240): -2.0},
+        rows, tokenizer, "plain", 256, 0, hard_negatives={rows.query_id[0]: [231]}, hard_negatives_per_query=1,
+        teacher={(rows.query_id[0], 231): -2.0},
     )  # fmt: skip
     (batch,) = collator(0, np.arange(2))
-    assert 240 in batch["document_ids"].tolist()
+    assert 231 in batch["document_ids"].tolist()
     scores = collator.teacher_scores(batch["indices"], batch["document_ids"].tolist())
-    assert scores[0, batch["document_ids"].tolist().index(240)] == -2.0
+    assert scores[0, batch["document_ids"].tolist().index(231)] == -2.0
 
 
 @pytest.mark.parametrize("hard", [0, 4])

@@ -25,7 +25,7 @@ DETACH = 2
 PR_SET_PDEATHSIG, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 1, 24, 38
 PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 NOBODY = 65534
-WORK = "/tmp"
+WORK = "/home/program"
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -108,13 +108,19 @@ def build_root() -> None:
         OSError: a mount was refused.
     """
     mount("none", "/", None, RECURSIVE | PRIVATE)
-    root = "/tmp"
+    visible = _visible_folders()
+    # the new root is built on top of an existing folder, which must not hide what is about to be shown in it
+    root = next(
+        path
+        for path in ("/mnt", "/srv", "/media", "/tmp")
+        if os.path.isdir(path) and not any(folder.startswith(path + "/") for folder in visible)
+    )
     mount("tmpfs", root, "tmpfs", NO_SUID | NO_DEVICES, "size=1m,mode=755")
     links = {}
     for path in ("/lib", "/lib64", "/usr/lib", "/usr/lib64"):
         if os.path.islink(path):
             links[path] = os.readlink(path)
-    for path in _visible_folders():
+    for path in visible:
         os.makedirs(root + path, exist_ok=True)
         mount(path, root + path, None, BIND)
         # a bind mount takes its flags only from a remount, and inside a user namespace locked flags must be kept
