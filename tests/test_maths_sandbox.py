@@ -104,7 +104,7 @@ ESCAPES = {
     # privileges
     "become root": ("import os; os.setuid(0); print('ESCAPED')", False),
     "chroot": ("import os; os.chroot('.'); print('ESCAPED')", False),
-    "mount": ("import ctypes; print('ESCAPED' if ctypes.CDLL(None).mount(b'none', b'/home/program', b'tmpfs', 0, None) == 0 else 'no')", False),
+    "mount": ("import ctypes; print('ESCAPED' if ctypes.CDLL(None).mount(b'none', b'/sandbox', b'tmpfs', 0, None) == 0 else 'no')", False),
     "unshare": ("import ctypes; print('ESCAPED' if ctypes.CDLL(None).unshare(0x10000000) == 0 else 'no')", True),
     "unmount the root's cover": ("import ctypes; print('ESCAPED' if ctypes.CDLL(None).umount2(b'/', 2) == 0 else 'no')", False),
     "raise a limit": ("import resource; resource.setrlimit(resource.RLIMIT_AS, (-1, -1)); print('ESCAPED')", True),

@@ -46,7 +46,7 @@ def pipeline(results: dict, path: Path) -> None:
     box(axis, 0.1, 2.2, 1.9, 1.1, "question,\nright answer,\nwrong answer", INK)
     box(axis, 2.6, 0.3, 2.2, 1.1, "REASONER\nwrites why a pupil\nwould answer so", ORANGE)
     box(axis, 2.6, 2.2, 2.2, 1.1, f"RETRIEVER\nranks {count}\nmisconceptions", BLUE)
-    box(axis, 5.4, 2.2, 2.2, 1.1, "POINTWISE\nranker scores\nthe top 12", BLUE)
+    box(axis, 5.4, 2.2, 2.2, 1.1, "POINTWISE\nranker scores\nthe top 10", BLUE)
     box(axis, 8.2, 2.2, 2.2, 1.1, "LISTWISE\nranker orders\nthe top 5", BLUE)
     box(axis, 10.9, 2.2, 1.2, 1.1, "25 ids\na row", GREEN)
     for start, end in (((2.05, 2.75), (2.55, 2.75)), ((4.85, 2.75), (5.35, 2.75)), ((7.65, 2.75), (8.15, 2.75)),

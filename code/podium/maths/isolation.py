@@ -25,7 +25,7 @@ DETACH = 2
 PR_SET_PDEATHSIG, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 1, 24, 38
 PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 NOBODY = 65534
-WORK = "/home/program"
+WORK = "/sandbox"
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
