@@ -364,3 +364,13 @@ def test_list_figures_count_every_row():
     assert figures["map@25/seen"] == pytest.approx((1 + 1 / 3) / 2)
     assert figures["map@25/unseen"] == 0
     assert figures["in_list"] == pytest.approx(2 / 3)
+
+
+def test_blend_without_anything_to_fit_on_keeps_the_list(capsys):
+    candidates, scores, gold = blend_case(noise=1.0)
+    table = blending.feature_table(candidates, scores, 8)
+    weights = blending.fit_weights(table, gold * 0 + 99)
+    assert weights == {"list": 1.0, "m": 0.0} and "warning" in capsys.readouterr().out
+    kept = ranking.reorder(candidates, blending.apply_weights(table, weights), "b")
+    first = candidates[candidates["rank"] == 1].set_index("query_id")["misconception_id"]
+    assert kept[kept["rank"] == 1].set_index("query_id")["misconception_id"].eq(first).all()
