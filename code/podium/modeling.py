@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from podium import contracts, rng
@@ -17,9 +17,6 @@ from podium.errors import DataError, MissingFileError, PrerequisiteError, sample
 
 Task = Literal["embedding", "causal_lm"]
 Pooling = Literal["last", "mean", "cls"]
-
-LINEAR_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-
 
 # --- loading ---------------------------------------------------------------------------------------------------------
 
@@ -216,11 +213,6 @@ def load_checkpoint(folder: str | Path, task: Task, **options: Any) -> tuple[nn.
 def is_encoder(config: Any) -> bool:
     """True for bidirectional (masked-language-model) backbones, which need a padding mask."""
     return config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
-
-
-def vocabulary_size(source: str | Path) -> int:
-    """Vocabulary size from a model's config, without loading weights."""
-    return AutoConfig.from_pretrained(str(source)).vocab_size
 
 
 # --- models ----------------------------------------------------------------------------------------------------------
