@@ -43,7 +43,7 @@ def main(cfg: AverageAdapters) -> None:
         folds = sorted({fold for one in metas for fold in one.folds_trained})
         data = tables.read_training_tables(
             cfg.questions_dir, [fold for fold in folds if fold != cfg.validation_fold], cfg.validation_fold,
-            cfg.validation_rows, False, rationales=cfg.rationales,
+            cfg.validation_rows, False, leaking_rows="drop", rationales=cfg.rationales,
         )  # fmt: skip
         tokenizer = tokenization.load_tokenizer(cfg.checkpoints[0])
         accelerator = stage.make_accelerator(cfg.device)

@@ -8,7 +8,7 @@ import pandas as pd
 
 from podium import config, contracts, leaks, published, questions, rng, stage, tables
 from podium.batching.queries import make_rows
-from podium.errors import DataError, sample
+from podium.errors import DataError
 from podium.intake import UNGROUPED_FOLD
 from podium.settings import ExportPublished
 
@@ -27,7 +27,8 @@ def main(cfg: ExportPublished) -> None:
         names = dict(zip(catalogue["misconception_id"].astype(int), catalogue["name"], strict=True))
         held = set(table.loc[table["fold"] == cfg.validation_fold, "query_id"])
         gold = questions.labelled_rows(table).set_index("query_id")["misconception_id"].astype(int).to_dict()
-        found = leaks.in_questions(table, cfg.validation_fold)
+        digest = contracts.input_digest(f"{cfg.questions_dir}/questions.parquet")
+        found = leaks.in_artefacts(inputs, cfg.validation_fold, digest) + leaks.in_questions(table, cfg.validation_fold)
         rows, mined = {}, None
         folds = table.drop_duplicates("QuestionId")[["QuestionId", "fold"]].rename(columns={"fold": "kfold"})
         grouped = folds[folds["kfold"] != UNGROUPED_FOLD]
@@ -45,20 +46,19 @@ def main(cfg: ExportPublished) -> None:
             rows["teacher scores"] = len(teacher)
         if cfg.groups:
             groups = contracts.read_table(f"{cfg.groups}/groups.parquet", contracts.GROUPS)
-            found += leaks.in_groups(groups, table, cfg.validation_fold, mined)
+            found += leaks.in_groups(groups, gold)
+            if mined is not None:
+                found += leaks.in_lists(groups, held, mined)
             written = tables.read_rationales(cfg.rationales)
             thoughts = {} if written is None else {
                 model: part.drop_duplicates("query_id").set_index("query_id")["text"].to_dict()
                 for model, part in written.groupby("model")
             }  # fmt: skip
             write_ranker_sets(cfg, run.folder, groups, table, names, gold, thoughts, rows)
-        if found:
-            shown = sample(f"{leak.kind} at {leak.where}: {leak.what}" for leak in found)
-            if cfg.refuse_leaks:
-                raise DataError(
-                    f"validation answers would reach training: {shown}; mend them, or set refuse_leaks=false"
-                )
-            print(f"warning: validation answers would reach training: {shown}")
+        if cfg.refuse_leaks:
+            leaks.refuse(found, "mend them, or set refuse_leaks=false")
+        elif found:
+            print(f"warning: {len(found)} validation answers would reach training, first: {found[0]}")
         write_calibration(cfg, run.folder, table, catalogue, rows)
         run.finish(rows, facts={"leaks": len(found)})
 

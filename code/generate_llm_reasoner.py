@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from podium import config, contracts, modeling, prompts, stage, tables, tokenization
+from podium import config, contracts, leaks, modeling, prompts, stage, tables, tokenization
 from podium.batching import chat
 from podium.batching.queries import make_rows
 from podium.engines import transformers as engine
@@ -70,7 +70,7 @@ def main(cfg: GenerateRationales) -> None:
         shutil.rmtree(parts, ignore_errors=True)
         in_sample = sorted(set(table["fold"].dropna().astype(int)) & set(meta.folds_trained))
         run.finish(
-            {"rationales": len(everything)}, facts={"in_sample": bool(in_sample), "in_sample_folds": in_sample},
+            {"rationales": len(everything)}, facts={"in_sample": bool(in_sample), "in_sample_folds": in_sample, **leaks.trained_on(meta)},
             next_command=f"python code/train_llm_embedding.py model.backbone={cfg.checkpoint} rationales={cfg.output_dir}"
             " data.questions_dir=<question folder>",
         )  # fmt: skip

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from podium import config, contracts, metrics, modeling, questions, retrieval, stage, tables, tokenization
+from podium import config, contracts, leaks, metrics, modeling, questions, retrieval, stage, tables, tokenization
 from podium.batching.queries import make_rows
 from podium.modeling import Embedder
 from podium.settings import MineCandidates
@@ -25,7 +25,7 @@ def main(cfg: MineCandidates) -> None:
             table, tables.read_catalogue(cfg.questions_dir), tables.read_rationales(cfg.rationales),
             require_rationales="rationale" in cfg.views,
         )  # fmt: skip
-        rows.explanations = tables.checkpoint_explanations(cfg.checkpoint, meta)
+        tables.explain(tables.checkpoint_explanations(cfg.checkpoint, meta), rows)
         accelerator = stage.make_accelerator(cfg.device)
         backbone, _ = modeling.load_checkpoint(cfg.checkpoint, "embedding")
         embedder = Embedder(backbone, meta.pooling).to(accelerator.device).eval()  # type: ignore[arg-type]
@@ -43,7 +43,10 @@ def main(cfg: MineCandidates) -> None:
             print(
                 f"MAP@25 {report['map@25']}{' IN-SAMPLE' if in_sample else ''}, recall@25 {report['recall@25']['all']:.4f}"
             )
-        run.finish({"queries": len(rows), "candidates": len(candidates)}, facts={"in_sample": in_sample})
+        run.finish(
+            {"queries": len(rows), "candidates": len(candidates)},
+            facts={"in_sample": in_sample, **leaks.trained_on(meta, cfg.rationales)},
+        )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Build the groups that rankers learn from: gold misconception and negatives by rank bands."""
 
-from podium import config, contracts, mining, questions, ranker_data, stage, tables
+from podium import config, contracts, leaks, mining, questions, ranker_data, stage, tables
 from podium.batching.queries import make_rows
 from podium.settings import PrepareRankerData
 
@@ -27,7 +27,8 @@ def main(cfg: PrepareRankerData) -> None:
         contracts.write_table(groups, run.folder / "groups.parquet", contracts.GROUPS)
         run.finish(
             {"queries": len(wanted), "pairs": len(groups)},
-            facts={"in_sample": contracts.read_json(f"{cfg.candidates}/manifest.json", "manifest").get("in_sample", False)},
+            facts={"in_sample": contracts.read_json(f"{cfg.candidates}/manifest.json", "manifest").get("in_sample", False),
+                   **leaks.trained_on(None, cfg.candidates, cfg.teacher)},
             next_command=f"python code/train_ranker_pointwise.py groups={cfg.output_dir}"
             f" data.questions_dir={cfg.questions_dir} model.backbone=<retriever>",
         )  # fmt: skip

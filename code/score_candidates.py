@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from podium import config, contracts, demos, modeling, ranking, stage, tables, tokenization
+from podium import config, contracts, demos, leaks, modeling, ranking, stage, tables, tokenization
 from podium.batching.groups import PointwiseRenderer
 from podium.batching.lists import ListRenderer
 from podium.batching.queries import make_rows
@@ -61,7 +61,7 @@ def main(cfg: ScoreCandidates) -> None:
         alone = ranking.reorder(own, mean, Path(cfg.checkpoint).name)
         contracts.write_table(alone, run.folder / "candidates.parquet", contracts.CANDIDATES)
         run.finish(
-            {"queries": len(rows), "scores": len(everything)}, facts={"in_sample": in_sample, "kind": meta.stage},
+            {"queries": len(rows), "scores": len(everything)}, facts={"in_sample": in_sample, "kind": meta.stage, **leaks.trained_on(meta, cfg.candidates, cfg.rationales)},
             next_command=f"python code/blend_scores.py questions_dir={cfg.questions_dir} candidates={cfg.candidates}"
             f" scores=[{cfg.output_dir}]",
         )  # fmt: skip

@@ -46,10 +46,11 @@ def main(cfg: Retriever) -> None:
     with stage.run("train_llm_embedding", cfg, inputs) as run:
         if run.finished:
             return
-        data = tables.read_training_tables(**as_dict(cfg.data), full_fit=cfg.full_fit, rationales=cfg.rationales)
+        data = tables.read_training_tables(
+            **as_dict(cfg.data), full_fit=cfg.full_fit, rationales=cfg.rationales, artefacts=inputs
+        )
         if cfg.explanations:
-            told = tables.read_explanations(cfg.explanations, data.train.names)
-            data.train.explanations = data.validation.explanations = told
+            tables.explain(tables.read_explanations(cfg.explanations, data.train.names), data.train, data.validation)
         accelerator = stage.make_accelerator(cfg.device)
         tokenizer = tokenization.load_tokenizer(cfg.model.backbone)
         modeling.check_positions(cfg.model.backbone, cfg.max_length_tokens)
@@ -65,7 +66,9 @@ def main(cfg: Retriever) -> None:
         collate.check()
         rationale = data.train.rationales[0][0] if data.train.rationales[0] else None
         accelerator.print(f"one query:    {collate.query_text(0, topic=True, rationale=rationale)!r}")
-        accelerator.print(f"its document: {prompts.retrieval_document(data.train.names[data.train.label[0] or 0])!r}")
+        accelerator.print(
+            f"its document: {prompts.retrieval_document(data.train.documents()[data.train.label[0] or 0])!r}"
+        )
 
         def embed(backbone: nn.Module) -> Embedder:
             return Embedder(backbone, cfg.pooling, cfg.max_tokens_per_micro_batch)

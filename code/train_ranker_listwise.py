@@ -39,7 +39,9 @@ def main(cfg: Ranker) -> None:
     with stage.run("train_ranker_listwise", cfg, inputs) as run:
         if run.finished:
             return
-        data = tables.read_training_tables(**as_dict(cfg.data), full_fit=cfg.full_fit, rationales=cfg.rationales)
+        data = tables.read_training_tables(
+            **as_dict(cfg.data), full_fit=cfg.full_fit, rationales=cfg.rationales, artefacts=inputs
+        )
         groups = contracts.read_table(f"{cfg.groups}/groups.parquet", contracts.GROUPS)
         train = ranker_data.ranker_rows(
             data.train, groups, cfg.unlabelled_sources, cfg.distillation is not None, data.held

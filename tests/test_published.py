@@ -8,8 +8,7 @@ import published as tiny
 import pytest
 import running
 
-from podium import contracts, datasets, leaks, published
-from podium.batching.queries import make_rows
+from podium import contracts, datasets, published
 from podium.errors import DataError
 from podium.ranker_data import ranker_rows
 from podium.tables import read_training_tables
@@ -190,83 +189,6 @@ def test_broken_teacher_scores_are_refused(mapping, tmp_path):
     (tmp_path / "teacher.json").write_text(mapping)
     with pytest.raises(DataError):
         published.read_teacher_mapping(tmp_path / "teacher.json", {1, 2})
-
-
-# --- leaks -----------------------------------------------------------------------------------------------------------
-
-
-def planted(asked, catalogue):
-    """(finder, table or artefact, ids that must be named) for every kind of leak; over 200 in all."""
-    generator = np.random.default_rng(1)
-    asked = asked[asked["misconception_id"].notna()]
-    held = asked[asked["fold"] == 0].reset_index(drop=True)
-    rest = asked[asked["fold"] != 0].reset_index(drop=True)
-
-    def reworded(text):
-        return "  ".join(text.split()).upper() + " ?"
-
-    def shuffled(text):
-        return " ".join(generator.permutation(text.split()))
-
-    for change, source in ((str, "train"), (reworded, "train"), (reworded, "synthetic"), (shuffled, "synthetic")):
-        copies = held.iloc[:25].assign(
-            query_id=[f"{900000 + at}_A" for at in range(25)], QuestionId=range(900000, 900025), fold=99 if source == "synthetic" else 1,
-            source=source, QuestionText=held["QuestionText"].iloc[:25].map(change),
-        )  # fmt: skip
-        spoilt = pd.concat([asked, copies], ignore_index=True)
-        yield lambda spoilt=spoilt: leaks.in_questions(spoilt, 0), set(copies["query_id"])
-    moved = asked.copy()
-    first = held.drop_duplicates("QuestionId")["query_id"].iloc[:20]
-    moved.loc[moved["query_id"].isin(first), "fold"] = 3
-    still = moved[(moved["fold"] == 0)]["QuestionId"]
-    yield (
-        (lambda: leaks.in_questions(moved, 0)),
-        set(moved[moved["query_id"].isin(first) & moved["QuestionId"].isin(still)]["query_id"]),
-    )
-    pool = pd.concat([rest.iloc[:40], held.iloc[:25]])
-    yield (lambda: leaks.in_demos(pool, asked, 0)), set(held["query_id"].iloc[:25])
-    gold = held.iloc[:25]
-    helped = pd.DataFrame({"query_id": gold["query_id"], "misconception_id": gold["misconception_id"], "rank": range(1, 26),
-                           "label": True, "teacher_score": np.nan})  # fmt: skip
-    missed = pd.DataFrame({"query_id": gold["query_id"], "misconception_id": -1})
-    yield (lambda: leaks.in_groups(helped, asked, 0, missed)), set(gold["query_id"])
-    own = rest.iloc[:25]
-    negative = pd.DataFrame({"query_id": own["query_id"], "misconception_id": own["misconception_id"], "rank": range(1, 26), "label": False,
-                             "teacher_score": np.nan})  # fmt: skip
-    yield (lambda: leaks.in_groups(negative, asked, 0)), set(own["query_id"])
-    mined = pd.DataFrame({"query_id": held["query_id"].iloc[:25], "misconception_id": 1})
-    yield (lambda: leaks.in_negatives(mined, asked, [1, 2], 0)), set(mined["query_id"])
-    yield (lambda: leaks.in_scores(mined, asked, [1, 2], 0)), set(mined["query_id"])
-    told = pd.DataFrame({"query_id": held["query_id"].iloc[:25], "model": "synthetic.csv"})
-    yield (lambda: leaks.in_rationales(told, asked, 0)), set(told["query_id"])
-
-
-def test_every_planted_leak_is_found(tables, tmp_path):
-    count = 0
-    for find, expected in planted(tables.questions, tables.catalogue):
-        found = {leak.where for leak in find()}
-        assert expected <= found, expected - found
-        count += len(expected)
-    assert leaks.in_negatives(tables.questions.iloc[:0], tables.questions, [0, 1], 0)[0].kind == "miner"
-    assert leaks.in_scores(tables.questions.iloc[:0], tables.questions, [0, 1], 0)[0].kind == "teacher"
-    assert count >= 200
-
-
-def test_clean_folds_raise_hardly_any_alarm(tmp_path):
-    """On questions of the bank whose folds are grouped by construct: at most one row in a hundred."""
-    from podium import intake, questions
-    from podium.procedural import generate, write_bank
-
-    write_bank(generate(1000, 10, seed=11), tmp_path)
-    folder = intake.read_folder(tmp_path)
-    asked = questions.to_queries(folder.train, "train", questions.group_folds(folder.train, 5, 0))
-    alarms = leaks.in_questions(asked, 0)
-    assert len(alarms) <= 0.01 * len(asked) and len(asked) > 2000
-    rows = make_rows(asked, folder.mapping.set_axis(["misconception_id", "name"], axis=1))
-    training = asked[(asked["fold"] != 0) & asked["misconception_id"].notna()]
-    gold = training.assign(rank=pd.array([pd.NA] * len(training), "Int64"), label=True, teacher_score=np.nan)
-    assert leaks.in_groups(gold[["query_id", "misconception_id", "rank", "label", "teacher_score"]], asked, 0) == []
-    assert len(leaks.in_demos(training, asked, 0)) <= 0.01 * len(training) and len(rows)
 
 
 def test_exporting_leaking_tables_is_refused(made, tmp_path):

@@ -169,7 +169,7 @@ def test_defect_2_is_refused_when_somebody_else_wrote_the_groups(rows, grouped):
     _, _, _, groups = grouped
     spoilt = groups.copy()
     spoilt.loc[spoilt["label"], "label"] = False
-    with pytest.raises(DataError, match="gold misconception .* among its negatives"):
+    with pytest.raises(DataError, match="has misconception .* as a negative in its group"):
         ranker_data.ranker_rows(rows, spoilt, [], False)
 
 

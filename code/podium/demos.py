@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from podium import contracts, prompts, rng
+from podium import contracts, leaks, prompts, rng
 from podium.batching.queries import QueryRows, make_rows
 from podium.errors import DataError
 
@@ -81,7 +81,7 @@ def read_pool(folder: str | Path, meta: contracts.CheckpointMeta, names: dict[in
 
     Raises:
         MissingFileError: its demos.parquet is gone.
-        DataError: the meta does not describe a pool.
+        DataError: the meta does not describe a pool, or it holds rows that were not trained on.
     """
     settings: dict[str, Any] | None = meta.extra.get("demos")
     if settings is None:
@@ -90,5 +90,6 @@ def read_pool(folder: str | Path, meta: contracts.CheckpointMeta, names: dict[in
     if set(settings) != fields:
         raise DataError(f"{folder}/{contracts.META}: extra.demos needs {sorted(fields)}; export the checkpoint again")
     table = contracts.read_table(Path(folder) / FILE, contracts.QUESTIONS)
+    leaks.refuse(leaks.in_demos(table, meta.folds_trained), f"take the {FILE} that was trained with {folder}")
     catalogue = pd.DataFrame({"misconception_id": list(names), "name": list(names.values())})
     return make_pool(make_rows(table, catalogue), **settings)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from podium import rng
+from podium import leaks, rng
 from podium.batching.queries import QueryRows, select
 from podium.errors import DataError, sample
 
@@ -119,7 +119,7 @@ def ranker_rows(
     teacher, only their scored candidates take part, and those whose gold one is not scored are left out.
 
     Raises:
-        DataError: no row has a group, a gold among the negatives, or a missing teacher score where one is needed.
+        DataError: no row has a group, labels that contradict the question table, or a missing teacher score where one is needed.
     """
     grouped = {query: part for query, part in groups.groupby("query_id", sort=False)}
     keep = [at for at in range(len(rows)) if rows.query_id[at] in grouped]
@@ -143,16 +143,15 @@ def ranker_rows(
         if len(keep) < whole:
             print(f"{whole - len(keep)} validation rows lack teacher scores; the full fit leaves them out")
     chosen = select(rows, keep)
+    leaks.refuse(
+        leaks.in_groups(groups, dict(zip(chosen.query_id, chosen.label, strict=True))),
+        "prepare the groups again for this question table",
+    )
     pools, teacher, labelled = [], [], []
     for at, query_id in enumerate(chosen.query_id):
         part = grouped[query_id]
         ids = part["misconception_id"].astype(int).tolist()
-        gold = chosen.label[at]
         pools.append([one for one, is_gold in zip(ids, part["label"], strict=True) if not is_gold])
-        if gold in pools[-1]:
-            raise DataError(
-                f"query {query_id}: its gold misconception {gold} is among its negatives; prepare groups again"
-            )
         scores = part["teacher_score"].tolist()
         teacher.append({one: score for one, score in zip(ids, scores, strict=True) if not pd.isna(score)})
         labelled.append(chosen.source[at] not in unlabelled_sources)

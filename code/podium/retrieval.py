@@ -91,7 +91,9 @@ def rank(
     Returns:
         `contracts.CANDIDATES` rows.
     """
-    document_MD = embed_catalogue(embedder, rows.documents(), tokenizer, max_tokens_per_batch, quiet)
+    documents = rows.documents()
+    retrieval.check_documents(documents, tokenizer, max_length_tokens)
+    document_MD = embed_catalogue(embedder, documents, tokenizer, max_tokens_per_batch, quiet)
     # the sum of two views' scores is the score of the summed embeddings
     query_QD = torch.stack(
         [

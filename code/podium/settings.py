@@ -106,6 +106,8 @@ class Data:
     validation_fold: NotNegative
     validation_rows: Positive | None
     """Rows of the validation fold used while training (an even sample); null takes all."""
+    leaking_rows: Literal["refuse", "drop"]
+    """What happens to training rows that ask a validation question."""
 
     def __post_init__(self) -> None:
         check_folds(self.train_folds, self.validation_fold)

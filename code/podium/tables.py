@@ -1,11 +1,12 @@
 """Reading a stage's inputs: the rows to train on, to validate on and to predict for."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
-from podium import contracts, intake, questions, rng, stage
+from podium import contracts, intake, leaks, questions, rng, stage
 from podium.batching.queries import QueryRows, make_rows
 from podium.errors import DataError, sample
 
@@ -40,10 +41,11 @@ def read_rationales(folder: str | Path | None, gold: bool = False) -> pd.DataFra
     if folder is None:
         return None
     written = contracts.read_table(Path(folder) / "rationales.parquet", contracts.RATIONALES)
-    if not gold and (told := set(written["model"]) & GOLD_SOURCES):
+    told = written[written["model"].isin(GOLD_SOURCES)]
+    if not gold and len(told):
         raise DataError(
-            f"{folder}: these are gold rationales ({', '.join(sorted(told))}), which tell the answer; "
-            f"give a folder written by code/generate_llm_reasoner.py"
+            f"{folder}: these are gold rationales ({', '.join(sorted(set(told['model'])))}), which tell the answer, of query"
+            f" {sample(told['query_id'])}; give a folder written by code/generate_llm_reasoner.py"
         )
     return written
 
@@ -74,6 +76,17 @@ def checkpoint_explanations(folder: str | Path, meta: contracts.CheckpointMeta) 
         return {}
     told = contracts.read_json(Path(folder) / EXPLANATIONS, "explanations of the misconceptions")
     return {int(one): text for one, text in told.items()}
+
+
+def explain(told: dict[int, str], *tables: QueryRows) -> None:
+    """Let the retriever read these explanations after the names; misconceptions without one go by their name alone."""
+    for rows in tables:
+        rows.explanations = told
+    names = tables[0].names
+    if told and (bare := [one for one in names if one not in told]):
+        print(
+            f"{len(bare)} of {len(names)} misconceptions have no explanation and go by their name alone: {sample(bare)}"
+        )
 
 
 def fixed_sample(frame: pd.DataFrame, count: int | None) -> pd.DataFrame:
@@ -108,17 +121,31 @@ def read_training_tables(
     validation_fold: int,
     validation_rows: int | None,
     full_fit: bool,
+    leaking_rows: str = "refuse",
     rationales: str | Path | None = None,
     require_rationales: bool = False,
     gold_rationales: bool = False,
+    artefacts: Mapping[str, str | Path | None] | None = None,
 ) -> TrainingTables:
-    """Read and split the question table.
+    """Read and split the question table, and refuse what would carry validation answers into training.
 
     With `full_fit` the validation fold is trained on too; what counts as seen stays defined by `train_folds`, so that
     the split of the figures keeps its meaning, and the caller says that they are in-sample.
 
+    Args:
+        questions_dir: folder of questions.parquet and misconceptions.parquet.
+        train_folds: folds that are trained on.
+        validation_fold: the fold that is not.
+        validation_rows: a fixed sample of its rows; None takes all.
+        full_fit: train on the validation fold too.
+        leaking_rows: what happens to training rows that ask validation questions: refuse | drop.
+        rationales: folder of generated rationales.
+        require_rationales: every query must have one.
+        gold_rationales: the rationales may be gold ones.
+        artefacts: everything else that the run reads; what was made with the validation fold is refused.
+
     Raises:
-        MissingFileError, DataError: unreadable tables, or a split without rows.
+        MissingFileError, DataError: unreadable tables, a split without rows, or validation answers in training.
     """
     table = contracts.read_table(Path(questions_dir) / "questions.parquet", contracts.QUESTIONS)
     catalogue = read_catalogue(questions_dir)
@@ -132,6 +159,20 @@ def read_training_tables(
             f"{questions_dir}: train_folds {train_folds} hold {len(train)} labelled rows and validation_fold"
             f" {validation_fold} holds {len(validation)}; labelled rows by fold: {there}"
         )
+    digest = contracts.input_digest(Path(questions_dir) / "questions.parquet")
+    if not full_fit:
+        leaks.refuse(
+            leaks.in_artefacts(artefacts or {}, validation_fold, digest),
+            "make them with checkpoints trained without that fold, or set full_fit=true and report no validation figures",
+        )
+        found = leaks.in_questions(pd.concat([train, validation], ignore_index=True), validation_fold)
+        if found and leaking_rows == "drop":
+            print(
+                f"{len(found)} training rows ask validation questions (e.g. {found[0].where} {found[0].what}); they are left out"
+            )
+            train = train[~train["query_id"].isin({leak.where for leak in found})].reset_index(drop=True)
+        else:
+            leaks.refuse(found, "mend the folds, or set data.leaking_rows=drop to train without these rows")
     names = dict(zip(catalogue["misconception_id"].astype(int), catalogue["name"], strict=True))
     labels = {int(one) for one in [*train["misconception_id"], *validation["misconception_id"]]}
     stage.require_labels_known(labels, names, str(questions_dir))
@@ -141,5 +182,5 @@ def read_training_tables(
         held=frozenset(validation["query_id"]),
         seen=questions.seen_misconceptions(table, train_folds),
         folds_trained=[int(fold) for fold in folds],
-        data_digest=contracts.input_digest(Path(questions_dir) / "questions.parquet"),
+        data_digest=digest,
     )

@@ -42,11 +42,12 @@ class RetrievalCollator:
         )
 
     def check(self) -> None:
-        """Refuse queries that do not fit even without their question, before training starts.
+        """Refuse documents that do not fit, and queries that do not even without their question, before training starts.
 
         Raises:
             DataError: naming them.
         """
+        check_documents(self.documents, self.tokenizer, self.max_length_tokens)
         bare = [
             prompts.retrieval_query(
                 dataclasses.replace(query, question=tokenization.CUT),
@@ -110,6 +111,22 @@ class RetrievalCollator:
         return torch.where(some_Q1 & ~known_QM, torch.tensor(-10.0), scores_QM)
 
 
+def check_documents(documents: dict[int, str], tokenizer: PreTrainedTokenizerFast, max_length_tokens: int) -> None:
+    """Refuse documents (names with their explanations) that have no room in max_length_tokens: they are never cut.
+
+    Raises:
+        DataError: naming their misconceptions.
+    """
+    room = max_length_tokens - len(_document_frame(tokenizer)[0]) - len(_document_frame(tokenizer)[1])
+    texts = [prompts.retrieval_document(text) for text in documents.values()]
+    if long := tokenization.longer_than(tokenizer, texts, [room] * len(texts)):
+        ids = list(documents)
+        raise DataError(
+            f"name or explanation of misconception {sample(ids[at] for at in long)} needs more than max_length_tokens="
+            f"{max_length_tokens}; shorten it, or train with a larger max_length_tokens"
+        )
+
+
 def query_text(
     rows: QueryRows,
     index: int,
@@ -139,6 +156,12 @@ def _with_specials(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> dict
     return {"input_ids": ids_BT, "attention_mask": mask_BT}
 
 
+def _document_frame(tokenizer: PreTrainedTokenizerFast) -> tuple[list[int], list[int]]:
+    """Tokens before and after a document's text."""
+    before, after = tokenization.special_prefix_suffix(tokenizer)
+    return before, after or ([tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else [])  # type: ignore[list-item]
+
+
 def tokenize_queries(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> dict[str, torch.Tensor]:
     """Right-padded query ids and mask. The last token is that of the prompt's own ending."""
     return _with_specials(tokenizer, texts)
@@ -149,8 +172,7 @@ def tokenize_documents(tokenizer: PreTrainedTokenizerFast, names: list[str]) -> 
 
     The pooled token is then the same for every backbone, whether or not its tokenizer adds one by itself.
     """
-    before, after = tokenization.special_prefix_suffix(tokenizer)
-    ending = after or ([tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else [])
+    before, ending = _document_frame(tokenizer)
     texts = [prompts.retrieval_document(name) for name in names]
     encoded = [[*before, *ids, *ending] for ids in tokenization.encode(tokenizer, texts)]
     ids_BT, mask_BT = pad(encoded, tokenizer.pad_token_id)  # type: ignore[arg-type]
