@@ -1,4 +1,4 @@
-"""Score ranked candidates with a trained ranker. Its kind, prompt and label tokens come with the checkpoint."""
+"""Score ranked candidates, or the groups of ranker data, with a trained ranker; kind, prompt and labels come with it."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ def main(cfg: ScoreCandidates) -> None:
         if run.finished:
             return
         meta = contracts.read_meta(cfg.checkpoint, ("pointwise", "listwise"))
-        candidates = contracts.read_table(f"{cfg.candidates}/candidates.parquet", contracts.CANDIDATES)
+        candidates = ranking.read_candidates(cfg.candidates)
         table = tables.read_tables(cfg.tables, None)
         # of a training table, the rows of the wanted folds that were mined; of a test table, every row
         wanted = table["fold"].isna() | (table["fold"].isin(cfg.folds) & table["query_id"].isin(candidates["query_id"]))

@@ -145,6 +145,33 @@ def groups_dir(tmp_path_factory, tables):
     return folder
 
 
+@pytest.fixture(scope="session")
+def backbones(tmp_path_factory, questions_dir):
+    """A Qwen2 with its own head, as the large ones have, and a BERT: 2 layers × 64 (what 4-bit weights need at least)."""
+    import torch
+    from transformers import BertConfig, BertModel, Qwen2ForCausalLM
+
+    folder = tmp_path_factory.mktemp("backbones")
+    running.run(
+        "make_tiny_backbone", f"questions_dir={questions_dir}", f"output_dir={folder / 'tied'}", "vocabulary=600",
+        "hidden_size=64", "layers=2", "heads=2", "intermediate_size=128", "max_position_embeddings=2048",
+    )  # fmt: skip
+    from podium import tokenization
+
+    tokenizer = tokenization.load_tokenizer(folder / "tied")
+    tied = Qwen2ForCausalLM.from_pretrained(folder / "tied")
+    torch.manual_seed(0)
+    tied.config.tie_word_embeddings = False
+    untied = Qwen2ForCausalLM(tied.config)
+    untied.save_pretrained(folder / "untied")
+    bert = BertModel(BertConfig(vocab_size=len(tokenizer), hidden_size=64, num_hidden_layers=2, num_attention_heads=2,
+                                intermediate_size=128, max_position_embeddings=512))  # fmt: skip
+    bert.save_pretrained(folder / "encoder")
+    for name in ("untied", "encoder"):
+        tokenizer.save_pretrained(folder / name)
+    return folder
+
+
 @pytest.fixture
 def trainer(questions_dir, backbone_dir):
     """Overrides that make a trainer run for seconds: `trainer(output_dir, *more)`."""

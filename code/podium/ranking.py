@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from podium import contracts
 from podium.batching.groups import MIN_TOKEN_RATIO, PackedRow, PointwiseRenderer, chunks_of, collate_packed, pack
 from podium.batching.lists import ListRenderer
 from podium.engines.transformers import progress
@@ -18,6 +20,21 @@ from podium.training import to_device
 
 Lists = list[tuple[int, list[int]]]
 """(row index, candidates best first) pairs."""
+
+
+def read_candidates(folder: str | Path) -> pd.DataFrame:
+    """Ranked candidates of a folder: those of its groups where it holds groups, gold ones that were never ranked last.
+
+    So a teacher scores exactly what a student's groups will ask it for.
+    """
+    if not (Path(folder) / "groups.parquet").is_file():
+        return contracts.read_table(Path(folder) / "candidates.parquet", contracts.CANDIDATES)
+    groups = contracts.read_table(Path(folder) / "groups.parquet", contracts.GROUPS)
+    groups = groups.sort_values(["query_id", "rank"], na_position="last", kind="stable").reset_index(drop=True)
+    rank = groups.groupby("query_id").cumcount() + 1
+    return groups[["query_id"]].assign(
+        rank=rank, misconception_id=groups["misconception_id"], score=-rank.astype(float), source="groups"
+    )
 
 
 def candidate_lists(candidates: pd.DataFrame, query_ids: list[str], top_k: int) -> Lists:
