@@ -5,6 +5,8 @@ is the median. Only ratios count on a shared CPU. A limit counts the floating-po
 """
 
 import argparse
+import ctypes
+import gc
 import json
 import os
 import statistics
@@ -115,10 +117,13 @@ def _memory(field: str) -> float:
 
 
 def peak_mb(run: Callable[[], Any]) -> float | None:
-    """Memory that a run adds at its peak, in MB; None where the kernel does not let the peak be reset."""
+    """Memory that a run adds at its peak, in MB; None where the kernel or the C library does not let it be measured."""
+    gc.collect()
     try:
+        # freed pages that the allocator keeps would hide what the run takes
+        ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
+    except (AttributeError, OSError):
         return None
     before = _memory("VmRSS")
     run()

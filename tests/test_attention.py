@@ -34,8 +34,16 @@ CONFIGS = {
                                    final_logit_softcapping=3.0, query_pre_attn_scalar=16),
 }  # fmt: skip
 LABELS = torch.tensor([5, 9])
+
+
+@pytest.fixture(autouse=True)
+def cheap_copies(monkeypatch):
+    """Small rows would all go in one bundle: with cheap copies they go in several, some of several suffixes."""
+    monkeypatch.setattr(attention, "COPY_PAIRS", 1)
+
+
 # the three shapes: uneven suffixes; one short prefix; a group that does not pay and goes as documents
-PROMPTS = [(17, [5, 3, 9, 4, 6]), (3, [8, 8, 7]), (12, [2, 2, 2, 3, 2, 2, 2, 2])]
+PROMPTS = [(17, [5, 3, 9, 4, 6]), (3, [8, 8, 7]), (12, [2, 2, 2, 3, 2, 2, 2, 2]), (37, [3, 2, 3, 1, 2, 3, 2])]
 
 
 def in_double(model):
@@ -154,7 +162,7 @@ def test_fifty_steps_are_those_of_separate_rows():
         (model, lambda groups: separate_scores(model, groups)),
         (scorer, lambda groups: packed_scores(scorer, packed_batch(groups))),
     ]:
-        optimizer = torch.optim.SGD(one.parameters(), lr=0.02, momentum=0.9)
+        optimizer = torch.optim.SGD(one.parameters(), lr=0.01, momentum=0.9)
         seen = []
         for step in range(50):
             loss = loss_of(step_scores(groups := groups_of(step % 4)), groups)
@@ -167,16 +175,19 @@ def test_fifty_steps_are_those_of_separate_rows():
     torch.testing.assert_close(figures[1], figures[0], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("number", [0, 3], ids=["one by one", "bundled"])
 @pytest.mark.parametrize("family", sorted(CONFIGS))
-def test_candidates_are_independent(family):
+def test_candidates_are_independent(family, number):
     _, scorer = make(family)
-    (first, *others) = groups_of()
+    groups = groups_of()
+    first, others, prefix = groups[number], groups[:number] + groups[number + 1 :], PROMPTS[number][0]
+    count = len(first)
     with torch.no_grad():
         before = packed_scores(scorer, packed_batch([first, *others], 1.0))
-        order = [3, 0, 4, 2, 1]
+        order = [3, 0, 4, 2, 1, *range(5, count)][::-1]
         permuted = packed_scores(scorer, packed_batch([[first[at] for at in order], *others], 1.0))
-        torch.testing.assert_close(permuted[:5], before[order], atol=1e-13, rtol=0)
-        torch.testing.assert_close(permuted[5:], before[5:], atol=1e-13, rtol=0)
+        torch.testing.assert_close(permuted[:count], before[order], atol=1e-13, rtol=0)
+        torch.testing.assert_close(permuted[count:], before[count:], atol=1e-13, rtol=0)
 
         other = copy.deepcopy(first)
         other[2][-1] = 60 if other[2][-1] != 60 else 59
@@ -187,10 +198,21 @@ def test_candidates_are_independent(family):
 
         # the last token of the prefix is inside every window
         for prompt in other:
-            prompt[16] = 60 if prompt[16] != 60 else 59
+            prompt[prefix - 1] = 60 if prompt[prefix - 1] != 60 else 59
         prefixed = packed_scores(scorer, packed_batch([other, *others], 1.0))
-        assert ((prefixed[:5] - changed[:5]).abs() > 1e-6).all()
-        torch.testing.assert_close(prefixed[5:], changed[5:], atol=1e-13, rtol=0)
+        assert ((prefixed[:count] - changed[:count]).abs() > 1e-6).all()
+        torch.testing.assert_close(prefixed[count:], changed[count:], atol=1e-13, rtol=0)
+
+
+def test_short_suffixes_share_a_copy_of_their_prefix(monkeypatch):
+    assert [len(attention.bundles(*group)) for group in PROMPTS] == [3, 3, 6, 2], "the tests would not cover bundles"
+    monkeypatch.undo()
+    made = attention.bundles(500, [28, 35, 21] * 8)
+    assert sorted(at for one in made for at in one) == list(range(24)) and 4 <= len(made) <= 8
+    fills = [sum([28, 35, 21][at % 3] for at in one) for one in made]
+    assert max(fills) - min(fills) <= 14
+    assert len(attention.bundles(100, [60] * 24)) == 24, "masked pairs would cost more than copies"
+    assert attention.bundles(9, ()) == []
 
 
 def test_gradient_checkpointing_changes_nothing():
@@ -266,6 +288,7 @@ ROWS = [
     [(9, [4, 4])],
     [(5, ()), (5, ()), (130, ())],
     [(20, [3]), (21, [3, 3, 3]), (19, [2, 3]), (1, [1])],
+    [(40, [3, 1, 2, 3, 2]), (38, [2, 2, 3]), (16, [1] * 9)],
 ]
 
 
@@ -280,8 +303,10 @@ def by_definition(query, key, value, layout, window, softcap):
 
 
 @pytest.mark.parametrize(("window", "softcap"), itertools.product([None, 6], [None, 1.5]))
+@pytest.mark.parametrize("copy_pairs", [1, 28])
 @pytest.mark.parametrize("groups", ROWS)
-def test_parts_and_flex_are_the_definition(groups, window, softcap):
+def test_parts_and_flex_are_the_definition(groups, copy_pairs, window, softcap, monkeypatch):
+    monkeypatch.setattr(attention, "COPY_PAIRS", copy_pairs)
     torch.manual_seed(0)
     layout = {**attention.make_layout(groups), "masks": {}}
     length = len(layout["group"])

@@ -9,6 +9,7 @@ their own, both through torch's scaled_dot_product_attention; `flex` (GPU): Flex
 """
 
 import functools
+import heapq
 import itertools
 from collections.abc import Sequence
 from typing import Any
@@ -27,6 +28,8 @@ BUCKET_WASTE = 1.25
 """Groups share one attention call while its padded size stays below this multiple of the real one."""
 BUCKET_PAIRS = 4_000_000
 """Query-key pairs of one call: bounds the memory of the gathered keys."""
+COPY_PAIRS = 28
+"""What copying one key and value of a prefix costs, in query-key pairs (measured on two CPU cores, fp32)."""
 
 Group = tuple[int, Sequence[int]]
 """(tokens of the prefix, tokens of each suffix); a document alone has no suffixes."""
@@ -63,15 +66,36 @@ def token_ratio(prefix: int, suffixes: Sequence[int]) -> float:
     return (len(suffixes) * prefix + sum(suffixes)) / (prefix + sum(suffixes))
 
 
-def _pairs(prefix: int, count: int, suffix: int) -> int:
+def bundles(prefix: int, suffixes: Sequence[int]) -> list[list[int]]:
+    """Which suffixes go against one copy of their prefix's keys together, masked from each other.
+
+    Fewer copies cost less to make, more masked pairs cost more to compute; queries fill blocks better.
+    """
+    if not suffixes:
+        return []
+    total, longest = sum(suffixes), max(suffixes)
+
+    def cost(count: int) -> int:
+        width = max(longest, -(-total // count))
+        return count * (prefix + width) * (width + COPY_PAIRS)
+
+    made: list[list[int]] = [[] for _ in range(min(range(1, len(suffixes) + 1), key=cost))]
+    filled = [(0, number) for number in range(len(made))]
+    for at in sorted(range(len(suffixes)), key=lambda at: -suffixes[at]):
+        tokens, number = heapq.heappop(filled)
+        made[number].append(at)
+        heapq.heappush(filled, (tokens + suffixes[at], number))
+    return made
+
+
+def _pairs(prefix: int, count: int, width: int) -> int:
     """Query-key pairs of a group in a padded call."""
-    return prefix * prefix // 2 + count * suffix * (prefix + suffix)
+    return prefix * prefix // 2 + count * width * (prefix + width)
 
 
-def _buckets(groups: Sequence[Group]) -> list[list[int]]:
-    """Groups of similar shape, which go through one call together."""
-    shape = [(prefix, len(suffixes), max(suffixes, default=0)) for prefix, suffixes in groups]
-    order = sorted(range(len(groups)), key=lambda at: (shape[at][1] > 0, shape[at], at))
+def _buckets(shape: Sequence[tuple[int, int, int]]) -> list[list[int]]:
+    """Groups of similar (prefix, bundles, width of a bundle), which go through one call together."""
+    order = sorted(range(len(shape)), key=lambda at: (shape[at][1] > 0, shape[at], at))
     buckets: list[list[int]] = []
     real = 0
     for at in order:
@@ -97,8 +121,9 @@ def make_layout(groups: Sequence[Group]) -> Layout:
     Returns:
         segment (T,) 0 on prefixes and documents, 1 … n on suffixes; group (T,); position (T,); index (S,) token of each
         slot and inverse (T,) slot of each token, or None for both where slots are the tokens as they are; padding (S,)
-        slots without a token of their own; buckets: (groups, prefix width, suffixes, suffix width) of every call, its
-        prefix slots before its suffix slots; lengths (groups,) of every bucket's prefixes.
+        slots without a token of their own; buckets: (groups, prefix width, bundles, bundle width) of every call, its
+        prefix slots before its bundles' slots; lengths {bucket: (groups,)} of its prefixes; sibling and step {bucket:
+        (groups × bundles, width)}: which suffix is in a bundle's slot, and which of its tokens.
     """
     starts = list(itertools.accumulate((prefix + sum(suffixes) for prefix, suffixes in groups), initial=0))
     segment: list[int] = []
@@ -119,27 +144,43 @@ def make_layout(groups: Sequence[Group]) -> Layout:
         index.extend([0] * (width - length))
         padding.extend([False] * length + [True] * (width - length))
 
-    buckets, lengths = [], []
-    for members in _buckets(groups):
-        prefix = max(groups[at][0] for at in members)
-        count = max(len(groups[at][1]) for at in members)
-        suffix = max((length for at in members for length in groups[at][1]), default=0)
+    bundled = [bundles(*group) for group in groups]
+    shape = [
+        (prefix, len(made), max((sum(suffixes[at] for at in one) for one in made), default=0))
+        for (prefix, suffixes), made in zip(groups, bundled, strict=True)
+    ]
+    buckets, lengths, sibling, step = [], {}, {}, {}
+    for number, members in enumerate(_buckets(shape)):
+        prefix, count, width = (max(shape[at][part] for at in members) for part in range(3))
         for at in members:
             place(starts[at], groups[at][0], prefix)
+        siblings: list[int] = []
+        steps: list[int] = []
         for at in members:
-            start = starts[at] + groups[at][0]
-            for length in groups[at][1]:
-                place(start, length, suffix)
-                start += length
-            place(0, 0, (count - len(groups[at][1])) * suffix)
-        buckets.append((len(members), prefix, count, suffix))
-        lengths.append(torch.tensor([groups[at][0] for at in members]))
+            suffixes = groups[at][1]
+            begin = list(itertools.accumulate(suffixes, initial=starts[at] + groups[at][0]))
+            for bundle in [*bundled[at], *[[]] * (count - len(bundled[at]))]:
+                for one in bundle:
+                    place(begin[one], suffixes[one], suffixes[one])
+                    siblings += [one] * suffixes[one]
+                    steps += range(suffixes[one])
+                rest = width - sum(suffixes[one] for one in bundle)
+                place(0, 0, rest)
+                siblings += [-1] * rest
+                steps += range(rest)
+        buckets.append((len(members), prefix, count, width))
+        if count:
+            lengths[number] = torch.tensor([groups[at][0] for at in members])
+            sibling[number] = torch.tensor(siblings).reshape(-1, width)
+            step[number] = torch.tensor(steps).reshape(-1, width)
     layout: Layout = {
         "segment": torch.tensor(segment),
         "group": torch.tensor(group),
         "position": torch.tensor(position),
         "buckets": buckets,
-        "lengths": dict(enumerate(lengths)),
+        "lengths": lengths,
+        "sibling": sibling,
+        "step": step,
         "index": None,
         "inverse": None,
         "padding": None,
@@ -165,8 +206,8 @@ def visible(layout: Layout, window: int | None = None) -> Tensor:
 
 def to_device(layout: Layout, device: torch.device) -> Layout:
     """The layout with its tensors on a device."""
-    moved = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in layout.items()}
-    return {**moved, "lengths": {key: value.to(device) for key, value in layout["lengths"].items()}}
+    nested = {key: {at: one.to(device) for at, one in layout[key].items()} for key in ("lengths", "sibling", "step")}
+    return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in layout.items()} | nested
 
 
 def body_options(layout: Layout, input_ids: Tensor, position_ids: Tensor | None) -> dict[str, Any]:
@@ -236,31 +277,25 @@ def _attend(
 
 
 def _masks(layout: Layout, number: int, window: int | None, like: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    """Additive masks of a bucket: of its prefixes (None: causal) and of its suffixes; windows count positions."""
+    """Additive masks of a bucket: of its prefixes (None: causal) and of its bundles; windows count positions."""
     cache = layout["masks"]
     if (number, window) not in cache:
-        count, prefix, suffixes, suffix = layout["buckets"][number]
-        device = like.device
+        _, prefix, bundles, _ = layout["buckets"][number]
+        key_P = torch.arange(prefix, device=like.device)
         prefix_mask = suffix_mask = None
         if window is not None and prefix > window:
-            at = torch.arange(prefix, device=device)
-            apart = at[:, None] - at[None, :]
-            prefix_mask = _additive((apart >= 0) & (apart < window), like)
-        if suffixes:
-            lengths_G = layout["lengths"][number]
-            at, key = torch.arange(suffix, device=device), torch.arange(prefix, device=device)
-            apart = at[:, None] - at[None, :]
-            own = apart >= 0
+            apart_PP = key_P[:, None] - key_P[None, :]
+            prefix_mask = _additive((apart_PP >= 0) & (apart_PP < window), like)
+        if bundles:
+            sibling_BW, step_BW = layout["sibling"][number], layout["step"][number]
+            length_B1 = layout["lengths"][number].repeat_interleave(bundles)[:, None]
+            apart_BWW = step_BW[:, :, None] - step_BW[:, None, :]
+            own_BWW = (sibling_BW[:, :, None] == sibling_BW[:, None, :]) & (apart_BWW >= 0)
+            shared_BWP = (key_P < length_B1)[:, None].expand(-1, step_BW.shape[1], -1)
             if window is not None:
-                own &= apart < window
-            if count == 1:
-                lengths_G = lengths_G[:1]
-            shared = (key[None, :] < lengths_G[:, None])[:, None, :].expand(-1, suffix, -1)
-            if window is not None:
-                shared = shared & (lengths_G[:, None, None] + at[None, :, None] - key[None, None, :] < window)
-            mask = _additive(torch.cat([shared, own.expand(len(lengths_G), -1, -1)], dim=-1), like)
-            # (G, s, P + s) -> (G × n, 1, s, P + s); one group's mask broadcasts over its suffixes
-            suffix_mask = mask[:, None] if count == 1 else mask.repeat_interleave(suffixes, dim=0)[:, None]
+                own_BWW &= apart_BWW < window
+                shared_BWP = shared_BWP & ((length_B1 + step_BW)[:, :, None] - key_P < window)
+            suffix_mask = _additive(torch.cat([shared_BWP, own_BWW], dim=-1), like)[:, None]
         cache[number, window] = prefix_mask, suffix_mask
     return cache[number, window]
 
@@ -277,7 +312,7 @@ def _parts(
     if layout["index"] is not None:
         query, key, value = (_Spread.apply(one, layout["index"], layout["inverse"]) for one in (query, key, value))
     outputs, start = [], 0
-    for number, (count, prefix, suffixes, suffix) in enumerate(layout["buckets"]):
+    for number, (count, prefix, bundles, width) in enumerate(layout["buckets"]):
         prefix_mask, suffix_mask = _masks(layout, number, window, query)
 
         def rows(tensor: Tensor, first: int, batch: int, width: int) -> Tensor:
@@ -287,17 +322,17 @@ def _parts(
         shared = [rows(tensor, start, count, prefix) for tensor in (query, key, value)]
         outputs.append(_flat(_attend(shared[0], shared[1], shared[2], prefix_mask, scaling, softcap, dropout)))
         start += count * prefix
-        if suffixes:
-            own = [rows(tensor, start, count * suffixes, suffix) for tensor in (query, key, value)]
-            # backward of the expansion sums the suffixes' gradients of their prefix
+        if bundles:
+            own = [rows(tensor, start, count * bundles, width) for tensor in (query, key, value)]
+            # backward of the expansion sums the bundles' gradients of their prefix
             both = [
                 torch.cat(
-                    [before[:, None].expand(-1, suffixes, -1, -1, -1), after.unflatten(0, (count, suffixes))], dim=3
+                    [before[:, None].expand(-1, bundles, -1, -1, -1), after.unflatten(0, (count, bundles))], dim=3
                 ).flatten(0, 1)
                 for before, after in zip(shared[1:], own[1:], strict=True)
             ]
             outputs.append(_flat(_attend(own[0], both[0], both[1], suffix_mask, scaling, softcap, dropout)))
-            start += count * suffixes * suffix
+            start += count * bundles * width
     slots = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
     if layout["index"] is not None:
         slots = _Collect.apply(slots, layout["index"], layout["inverse"], layout["padding"])  # type: ignore[assignment]
