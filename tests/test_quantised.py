@@ -12,6 +12,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from podium import checkpoint, contracts, modeling, optim
+from podium.batching.groups import collate_packed, pack
 from podium.errors import PrerequisiteError
 
 QLORA = [
@@ -133,3 +134,71 @@ def test_without_bitsandbytes_both_are_refused_with_the_install_line(backbone_di
         modeling.load_backbone(backbone_dir, "causal_lm", quantization="nf4")
     with pytest.raises(PrerequisiteError, match=r"pip install bitsandbytes==0\.50\.2"):
         optim.make_optimizer(nn.Linear(2, 2), name="adamw_8bit", betas=[0.9, 0.95], eps=1e-8, lr=0.1, weight_decay=0.0)
+
+
+def four_bit(layer):
+    """A linear layer as QLoRA holds it."""
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    made = bitsandbytes.nn.Linear4bit(
+        layer.in_features, layer.out_features, bias=False, compute_dtype=torch.float32, quant_type="nf4"
+    )
+    made.load_state_dict(layer.state_dict())
+    return made.to("cpu")
+
+
+HEADS = {
+    "nf4 head": (["q_proj"], None, True),
+    "nf4 head under LoRA": (["q_proj", "lm_head"], None, True),
+    "head under LoRA": (["q_proj", "lm_head"], None, False),
+    "trained copy of the head": (["q_proj"], ["lm_head"], False),
+    "plain head": (["q_proj"], None, False),
+}
+
+
+@pytest.mark.parametrize("soft_cap", [None, 2.0])
+@pytest.mark.parametrize("name", HEADS)
+def test_label_rows_of_packed_prompts_through_any_head(name, soft_cap, backbone):
+    """nf4 body, adapters and head in four forms: label rows of packed prompts are those of whole logits of each prompt."""
+    pytest.importorskip("bitsandbytes")
+    target_modules, modules_to_save, is_four_bit = HEADS[name]
+    torch.manual_seed(0)
+    model = modeling.load_backbone(backbone, "causal_lm", dtype="float32", quantization="nf4")
+    model.config.final_logit_softcapping = soft_cap
+    model.config.tie_word_embeddings = False
+    for module in model.modules():
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.0
+    model.lm_head.weight = nn.Parameter(torch.randn_like(model.lm_head.weight) * 0.1)
+    if is_four_bit:
+        model.lm_head = four_bit(model.lm_head)
+    model = modeling.add_lora(
+        model, "causal_lm", rank=4, alpha=8, dropout=0.0, target_modules=target_modules, modules_to_save=modules_to_save
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    scorer = modeling.LabelScorer(model)
+    context = torch.randint(5, 60, (20,)).tolist()
+    prompts = [[*context, 5 + at, *torch.randint(5, 60, (at + 1,)).tolist()] for at in range(5)]
+    labels = torch.tensor([7, 30, 45])
+    packed = collate_packed([pack(prompts, [(0, 0)] * 5)])
+    assert packed["input_ids"].shape[1] < sum(map(len, prompts))
+    capped = (lambda logits: torch.tanh(logits / soft_cap) * soft_cap) if soft_cap else (lambda logits: logits)
+
+    def whole():
+        rows = [capped(model(input_ids=torch.tensor([prompt])).logits[0, -1]) for prompt in prompts]
+        return torch.stack(rows)[:, labels]
+
+    # bitsandbytes repacks 4-bit weights in eval mode where the processor has AVX-512
+    for mode in (True, False):
+        model.train(mode)
+        expected, (found, _) = whole(), scorer(**packed, label_ids=labels)
+        assert expected.std() > 1e-2
+        torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-5)
+        if mode:
+            weights = torch.randn_like(expected)
+            trained = [one for one in model.parameters() if one.requires_grad]
+            wanted = torch.autograd.grad((expected * weights).sum(), trained)
+            for mine, theirs in zip(torch.autograd.grad((found * weights).sum(), trained), wanted, strict=True):
+                torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)
