@@ -425,8 +425,8 @@ def test_exit_code_2_and_one_line_from_a_real_process():
 
 
 def test_cfg_job_shows_the_config(monkeypatch, capfd):
-    for form in (["--cfg", "job"], ["--cfg=job"]):
-        assert running.command_line(monkeypatch, "prepare_questions", *form, "folds=7") == 0
+    for form in (["--cfg", "job", "folds=7"], ["--cfg=job", "folds=7"], ["folds=7", "--cfg", "job"]):
+        assert running.command_line(monkeypatch, "prepare_questions", *form) == 0
         shown = yaml.safe_load(capfd.readouterr().out)
         assert shown["folds"] == 7 and shown["data_dir"] == "???"
 

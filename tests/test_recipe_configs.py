@@ -8,6 +8,7 @@ import published
 import pytest
 import running
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from podium import config, contracts, modeling
@@ -110,4 +111,13 @@ def test_the_recipe_s_commands_are_accepted():
         main = running.script(path.split("/")[-1].removesuffix(".py")).main
         config_name, overrides = config._split_arguments(arguments)
         loaded = config.load(main.settings, main.stage, config_name, overrides)
-        assert loaded.use_wandb is True
+        assert loaded.use_wandb is ("use_wandb=true" in command) and loaded.full_fit is ("full_fit=true" in command)
+
+
+@pytest.mark.parametrize(("stage", "name"), [(stage, one) for stage, names in PUBLISHED.items() for one in names])
+def test_the_published_commands_work_as_written(stage, name, monkeypatch, capfd):
+    """`SCRIPT --config-name NAME use_wandb=true full_fit=true`, through Hydra, asked what it would run."""
+    arguments = ["--config-name", name, "use_wandb=true", "full_fit=true", "--cfg", "job"]
+    assert running.command_line(monkeypatch, SCRIPTS[stage], *arguments) == 0
+    resolved = yaml.safe_load(capfd.readouterr().out)
+    assert resolved["use_wandb"] is True and resolved["full_fit"] is True

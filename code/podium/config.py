@@ -307,7 +307,9 @@ def app(
                 else:
                     load(settings, stage, config_name, overrides)
                 GlobalHydra.instance().clear()
-                sys.argv = [_forced([one])[0] if one in overrides else one for one in sys.argv] + QUIET_HYDRA
+                # all overrides at the end, since Hydra's parser takes them from one place only: `a=1 --cfg job` is common
+                flags = [one for one in sys.argv[1:] if one not in overrides]
+                sys.argv = [sys.argv[0], *flags, *(_forced([one])[0] for one in overrides), *QUIET_HYDRA]
 
                 def task(tree: Any) -> None:
                     with exit_codes():
