@@ -94,12 +94,10 @@ def main(cfg: Retriever) -> None:
                 distillation_weight=distil.weight if distil else 0.0,
             )  # fmt: skip
 
-        views = ["plain", "rationale"] if cfg.rationales else ["plain"]
-
         def rank(model: nn.Module, rows: Any, top_k: int) -> Any:
             return retrieval.rank(
-                model, rows, tokenizer, cfg.prompt_style, cfg.max_length_tokens, views=views, top_k=top_k,
-                max_tokens_per_batch=cfg.max_tokens_per_batch,
+                model, rows, tokenizer, cfg.prompt_style, cfg.max_length_tokens, top_k=top_k,
+                views=["plain", "rationale"] if cfg.rationales else ["plain"], max_tokens_per_batch=cfg.max_tokens_per_batch,
             )  # fmt: skip
 
         def evaluate(model: nn.Module) -> dict[str, float]:

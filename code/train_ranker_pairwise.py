@@ -5,9 +5,8 @@ from typing import Any
 
 from torch import nn
 
-from podium import config, contracts, losses, modeling, optim, rng, stage, tokenization, training
+from podium import config, contracts, dry_run, losses, modeling, optim, stage, tokenization, training
 from podium.errors import DataError
-from podium.modeling import LabelScorer
 from podium.pairwise import features, head, judge, measures, prompts
 from podium.pairwise.losses import preference
 from podium.pairwise.rows import PairCollator, PairRenderer
@@ -42,30 +41,16 @@ def main(cfg: PairRanker) -> None:
         renderer, label_ids = judge.with_label_ids(
             PairRenderer(tokenizer, style, cfg.max_length_tokens, cfg.privileged_model_names), style
         )
+        own = as_dict(cfg.head) if cfg.head is not None else None
+        packing = own is None and modeling.can_pack(cfg.model.backbone, cfg.model.attn_implementation)
         collate = PairCollator(
-            data.train, renderer, cfg.orders, cfg.layout, cfg.max_tokens_per_micro_batch, cfg.loop.seed,
+            data.train, renderer, cfg.orders, cfg.layout if packing else "padded", cfg.max_tokens_per_micro_batch, cfg.loop.seed,
             vectors=judge.pair_vectors(feature_set, data.train) if feature_set is not None else None,
             explain=cfg.rationales is not None,
         )  # fmt: skip
         shown = renderer.orders(data.train, 0, collate.which(0, 0))
         accelerator.print(f"one pair in {len(shown)} order(s), A won: {data.train.hard[0]}, soft {data.train.soft[0]}: "
                           f"{[tokenizer.decode(one.tokens) for one in shown]}")  # fmt: skip
-
-        seed = cfg.loop.seed
-        model: nn.Module
-        if cfg.head is None:
-            model = LabelScorer(modeling.prepare_for_training(**as_dict(cfg.model), task="causal_lm", seed=seed))
-        else:
-            backbone = modeling.prepare_for_training(**as_dict(cfg.model), task="embedding", seed=seed)
-            made = head.build_head(
-                backbone, with_features=cfg.head.with_features, feature_width=cfg.head.feature_width,
-                hidden_size=cfg.head.hidden_size, dropout=cfg.head.dropout, seed=rng.torch_seed(seed, "head"),
-            )  # fmt: skip
-            model = head.PairClassifier(backbone, cfg.head.pooling, made)
-        collate.layout = judge.possible_layout(model, cfg.layout)
-        optimizer = optim.make_optimizer(
-            model, **as_dict(cfg.optimizer), lr_head=cfg.head.lr if cfg.head is not None else None
-        )
 
         def loss(model: nn.Module, batch: dict[str, Any]) -> losses.Loss:
             logits, explained = judge.row_logits(model, batch, label_ids)
@@ -84,6 +69,20 @@ def main(cfg: PairRanker) -> None:
             )  # fmt: skip
             return measures.margin_figures(margins, data.validation)
 
+        task: modeling.Task = "causal_lm" if own is None else "embedding"
+        rates = {**as_dict(cfg.optimizer), "lr_head": cfg.head.lr if cfg.head is not None else None}
+
+        def wrap(backbone: nn.Module) -> nn.Module:
+            return judge.wrap(backbone, own, cfg.loop.seed)
+
+        if cfg.dry_run:
+            return dry_run.report(
+                task, wrap, as_dict(cfg.model), rates, training.plain(loss, accelerator), accelerator=accelerator,
+                tokenizer=tokenizer, collate=collate, count=len(data.train), loop=as_dict(cfg.loop), gpu=cfg.gpu,
+                output_dir=cfg.output_dir,
+            )  # fmt: skip
+        model: Any = wrap(modeling.prepare_for_training(**as_dict(cfg.model), task=task, seed=cfg.loop.seed))
+        optimizer = optim.make_optimizer(model, **rates)
         progress = training.train(
             accelerator=accelerator, model=model, optimizer=optimizer, count=len(data.train), collate=collate,
             micro_step=training.plain(loss, accelerator), output_dir=run.folder, **as_dict(cfg.loop),
@@ -99,8 +98,7 @@ def main(cfg: PairRanker) -> None:
             label_tokens=prompts.LABELS[style], label_token_ids=label_ids,
             folds_trained=data.folds_trained, data_digest=data.data_digest,
             best_metric={"log_loss": progress.best_value or 0.0},
-            extra={"head": as_dict(cfg.head) if cfg.head is not None else None,
-                   "privileged_model_names": cfg.privileged_model_names},
+            extra={"head": own, "privileged_model_names": cfg.privileged_model_names},
         )  # fmt: skip
         follow = (
             f"python code/merge_adapter.py --adapter_path {cfg.output_dir} --save_dir {cfg.output_dir}_merged"
@@ -108,7 +106,7 @@ def main(cfg: PairRanker) -> None:
             else f"python code/predict_pairwise.py checkpoints=[{cfg.output_dir}] table={cfg.data.pairs_dir}/test.parquet"
         )
         stage.export(
-            run, accelerator, model.backbone, tokenizer, meta, cfg.data.validation_fold,  # type: ignore[arg-type]
+            run, accelerator, model.backbone, tokenizer, meta, cfg.data.validation_fold,
             rows={"training pairs": len(data.train)}, next_command=follow,
         )  # fmt: skip
 

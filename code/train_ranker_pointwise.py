@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 from podium import (
-    attention,
     config,
     contracts,
     demos,
@@ -50,13 +49,14 @@ def main(cfg: Ranker) -> None:
         accelerator = stage.make_accelerator(cfg.device)
         tokenizer = tokenization.load_tokenizer(cfg.model.backbone)
         modeling.check_positions(cfg.model.backbone, cfg.max_length_tokens)
+        packing = modeling.can_pack(cfg.model.backbone, cfg.model.attn_implementation)
         labels = tokenization.label_token_ids(tokenizer, [prompts.YES, prompts.NO])
         pool = (
             demos.make_pool(train.rows, cfg.demos.per_misconception, cfg.demos.max_characters, cfg.unlabelled_sources)
             if cfg.demos else None
         )  # fmt: skip
         collate = PointwiseCollator(
-            PointwiseRenderer(train.rows, tokenizer, cfg.prompt_style, cfg.max_length_tokens, demos=pool),
+            PointwiseRenderer(train.rows, tokenizer, cfg.prompt_style, cfg.max_length_tokens, demos=pool, packing=packing),
             train.pools, train.teacher if cfg.distillation else None, train.labelled, cfg.candidates_per_group,
             cfg.max_tokens_per_micro_batch, cfg.loop.seed, cfg.topic_dropout, cfg.rationale_dropout,
             demo_dropout=cfg.demos.dropout if cfg.demos else 0.0,
@@ -94,16 +94,12 @@ def main(cfg: Ranker) -> None:
             return metrics.list_figures(valid_lists, scores, valid.label, data.seen)
 
         if cfg.dry_run:
-            collate.renderer.packing = (
-                attention.refusal(modeling.read_config(cfg.model.backbone, cfg.model.attn_implementation)) is None
-            )
             return dry_run.report(
                 "causal_lm", LabelScorer, as_dict(cfg.model), as_dict(cfg.optimizer), training.plain(loss, accelerator),
                 accelerator=accelerator, tokenizer=tokenizer, collate=collate, count=len(train.rows), loop=as_dict(cfg.loop),
                 gpu=cfg.gpu, output_dir=cfg.output_dir,
             )  # fmt: skip
         model = LabelScorer(modeling.prepare_for_training(**as_dict(cfg.model), task="causal_lm", seed=cfg.loop.seed))
-        collate.renderer.packing = model.packing_refusal is None
         accelerator.print(modeling.packing_note(model, cfg.model.lora.dropout if cfg.model.lora else 0.0))
         optimizer = optim.make_optimizer(model, **as_dict(cfg.optimizer))
         progress = training.train(

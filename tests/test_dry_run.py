@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from podium import checkpoint, doctor, memory
 from podium.errors import ArgumentError
+from podium.pairwise.bank_pairs import write_bank_pairs
 
 TRAINERS = ("train_llm_reasoner", "train_llm_embedding", "train_ranker_pointwise", "train_ranker_listwise")
 LORA = "model.lora={rank: 4, alpha: 8, dropout: 0.1, target_modules: [q_proj, v_proj], modules_to_save: null}"
@@ -108,24 +109,82 @@ def overrides(questions_dir, backbone_dir, groups_dir, generated_dir, tmp_path):
     return get
 
 
-@pytest.mark.parametrize("script", TRAINERS)
-def test_a_dry_run_reports_everything_and_writes_nothing(script, overrides, tmp_path, capsys):
-    running.run(script, *overrides(script, "dry_run=true", LORA))
-    said = capsys.readouterr().out
+def assert_reported(said, marks):
+    """Everything that a dry run says about a run with adapters on the tiny Qwen2."""
     assert re.search(r"steps: (\d+) of 6 of (\d+) samples, \d+ an epoch, so [\d.]+ epochs; warm-up \d+ steps", said)
     assert re.search(
-        r"tokens a row: 50 % \d+, 90 % \d+, 99 % \d+, longest \d+ .*; question cut in 0 of \d+ prompts", said
+        r"tokens a row: 50 % \d+, 90 % \d+, 99 % \d+, longest \d+ .*; question cut in \d+ of \d+ prompts", said
     )
     for part in ("weights", "trained", "gradients", "optimizer", "logits", "activations"):
         assert re.search(rf"{part} \d+\.\d\d", said), part
     assert "fits the free memory of this machine" in said
-    losses = re.search(r"two steps with a tiny random twin \(qwen2, 2 layers × 64\): losses ([\d.]+), ([\d.]+)", said)
+    losses = re.search(r"two steps with a tiny random twin \(\w+, 2 layers × 64\): losses ([\d.]+), ([\d.]+)", said)
     assert 0 < float(losses[1]) < 20 and float(losses[2]) != float(losses[1])
+    assert re.search(marks, said), said
+
+
+@pytest.mark.parametrize("script", TRAINERS)
+def test_a_dry_run_reports_everything_and_writes_nothing(script, overrides, tmp_path, capsys):
+    running.run(script, *overrides(script, "dry_run=true", LORA))
+    said = capsys.readouterr().out
+    assert "question cut in 0 of" in said
     marks = {
         "train_llm_reasoner": r"Why:⟦ .*<\|endoftext\|>⟧", "train_llm_embedding": "Misconception:'",
         "train_ranker_pointwise": r"\\nMatch:⟦\?⟧", "train_ranker_listwise": r"Best:⟦\?⟧",
     }  # fmt: skip
-    assert re.search(marks[script], said), said
+    assert_reported(said, marks[script])
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    """Bank pairs prepared, and a tiny Qwen2 and Gemma 2 for them."""
+    folder = tmp_path_factory.mktemp("pairs")
+    write_bank_pairs(folder / "data", train=40, unjudged=0, test=10, label_noise=0.1, seed=0, constructs=8)
+    running.run("prepare_pairs", f"output_dir={folder}/pairs", f"test={folder}/data/test.jsonl",
+                f"sources=[{{path:{folder}/data/train.jsonl,name:bank,judged:true}}]")  # fmt: skip
+    for name in ("qwen2", "gemma2"):
+        running.run(
+            "make_tiny_judge", f"pairs_dir={folder}/pairs", f"output_dir={folder}/{name}", f"architecture={name}",
+            "vocabulary=500", "hidden_size=16", "layers=2", "heads=2", "intermediate_size=32",
+        )  # fmt: skip
+    return folder
+
+
+@pytest.mark.parametrize(("name", "backbone", "mark"), [("base", "qwen2", r"⟦\?⟧"), ("conf_micro", "gemma2", r"⟦\?⟧")])  # fmt: skip
+def test_both_forms_of_the_pairwise_judge_have_a_dry_run(name, backbone, mark, pairs, tmp_path, capsys):
+    lora = "model.lora={rank: 4, alpha: 8, dropout: 0.1, target_modules: [q_proj, v_proj], modules_to_save: null}"
+    running.run(
+        "train_ranker_pairwise", f"data.pairs_dir={pairs}/pairs", f"model.backbone={pairs}/{backbone}", "device=cpu",
+        f"output_dir={tmp_path}/run", "loop.batch_size=6", "dry_run=true", lora, config_name=name,
+    )  # fmt: skip
+    assert_reported(capsys.readouterr().out, mark)
+    assert not (tmp_path / "run").exists()
+
+
+def test_of_two_processes_one_reports(overrides, tmp_path, capfd):
+    """Negatives that cross processes are left out of the prediction and taken part in by the twin's two steps."""
+    given = overrides("train_llm_embedding", "dry_run=true", LORA)
+    assert running.two_processes(lambda: running.run("train_llm_embedding", *given)) == [0, 0]
+    said = capfd.readouterr().out
+    assert said.count("dry run: nothing is trained") == 1 and "(DDP over 2)" in said
+    assert_reported(said, "document, first")
+    assert not (tmp_path / "run").exists()
+
+
+def test_two_processes_end_alike_where_the_run_does_not_fit(overrides, backbone_dir, tmp_path, capfd):
+    shutil.copytree(backbone_dir, tmp_path / "big")
+    values = json.loads((tmp_path / "big/config.json").read_text()) | dict(num_hidden_layers=900, hidden_size=4096)
+    values.pop("layer_types", None)
+    (tmp_path / "big/config.json").write_text(json.dumps(values))
+    given = [one for one in overrides("train_ranker_listwise", "dry_run=true", LORA) if "model.backbone" not in one]
+
+    def work():
+        running.run("train_ranker_listwise", *given, f"model.backbone={tmp_path}/big", "gpu=t4-16gb/2")
+
+    assert running.two_processes(work) == [3, 3]
+    said = capfd.readouterr()
+    assert said.err.count("error: needs") == 1 and "(FSDP2 over 2)" in said.out
     assert not (tmp_path / "run").exists()
 
 

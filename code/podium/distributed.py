@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 
 def repeated(ids_M: Tensor) -> Tensor:
@@ -26,7 +27,7 @@ def gather_documents(accelerator: Any, document_MD: Tensor, ids_M: Tensor) -> tu
     Returns:
         (ΣM, D) embeddings, (ΣM,) ids, offset of the own ones.
     """
-    if accelerator.num_processes == 1:
+    if accelerator.num_processes == 1 or isinstance(document_MD, FakeTensor):  # a dry run's have nothing to send
         return document_MD, ids_M, 0
     from torch.distributed.nn.functional import all_gather
 

@@ -10,17 +10,19 @@ import math
 import shutil
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from podium import memory, modeling, optim, rng, tokenization, training
-from podium.errors import ArgumentError, PrerequisiteError
+from podium.errors import PrerequisiteError
 
 STEPS_READ = 40
 """Steps of the first epoch, evenly spread, whose batches are collated for lengths and for the largest micro-batch."""
@@ -130,9 +132,14 @@ def two_steps(
     plan: memory.Plan, accelerator: Accelerator, collate: training.Collate, count: int, loop: dict[str, Any]
 ) -> tuple[list[dict[str, float]], str]:
     """The real loop for two steps of at most four samples a process, on a twin; its log lines, and the twin."""
-    scratch = Path(tempfile.mkdtemp(prefix="podium-dry-run-"))
+    is_main, kind = accelerator.is_main_process, ""
+    # transformers writes on one process only, so the others of this machine read its folder
+    made = [tempfile.mkdtemp(prefix="podium-dry-run-") if is_main else ""]
+    scratch = Path(broadcast_object_list(made)[0])
     try:
-        kind = make_twin(plan.model["backbone"], plan.task, scratch / "twin", loop["seed"])
+        if is_main:
+            kind = make_twin(plan.model["backbone"], plan.task, scratch / "twin", loop["seed"])
+        accelerator.wait_for_everyone()
         options = {**plan.model, "backbone": str(scratch / "twin")}
         if options["attn_implementation"].startswith("flash") and not torch.cuda.is_available():
             options["attn_implementation"] = "sdpa"
@@ -150,22 +157,58 @@ def two_steps(
         log = folder / "metrics.jsonl"
         return [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else [], kind
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        if is_main:
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 # --- the report ------------------------------------------------------------------------------------------------------
 
 
-def _sampled_steps(
-    collate: training.Collate, count: int, loop: dict[str, Any], accelerator: Accelerator, steps: int
+def sampled_steps(
+    collate: training.Collate, count: int, loop: dict[str, Any], world: int, at_most: int = STEPS_READ
 ) -> list[list[training.Batch]]:
-    """Micro-batches of up to STEPS_READ steps, evenly spread over the first epoch."""
-    batches = training.StepBatches(
-        count, loop["batch_size"], collate, seed=loop["seed"], rank=accelerator.process_index,
-        world=accelerator.num_processes, steps=steps,
-    )  # fmt: skip
+    """Micro-batches of up to `at_most` steps, evenly spread over the first epoch, on the first of `world` processes."""
+    steps = training.total_steps(count, loop["batch_size"], loop["epochs"], loop["max_steps"])
+    batches = training.StepBatches(count, loop["batch_size"], collate, seed=loop["seed"], world=world, steps=steps)
     last = min(steps, batches.steps_per_epoch) - 1
-    return [batches[int(at)] for at in np.unique(np.linspace(0, last, min(STEPS_READ, last + 1)).round())]
+    return [batches[int(at)] for at in np.unique(np.linspace(0, last, min(at_most, last + 1)).round())]
+
+
+@dataclass(frozen=True)
+class Peak:
+    """What a step needs on one device with its largest micro-batch, and with its smallest."""
+
+    largest: memory.Memory
+    smallest: memory.Memory
+    tokens: tuple[int, int]
+    """Padded tokens of the smallest and of the largest micro-batch."""
+
+    def tokens_that_fit(self, room: float) -> int:
+        """Padded tokens of the largest micro-batch that fits `room` bytes."""
+        return memory.largest_tokens((self.tokens[0], self.smallest), (self.tokens[1], self.largest), room)
+
+
+def peak(
+    plan: memory.Plan, dtype: torch.dtype, sampled: list[list[training.Batch]], *, shards: int = 1, replicas: int = 1
+) -> Peak:
+    """Predicted memory of the largest of the sampled steps' micro-batches.
+
+    Args:
+        plan: how the run holds its model.
+        dtype: of the weights where the config says nothing.
+        sampled: micro-batches of some steps.
+        shards: devices that FSDP2 shards over.
+        replicas: devices that DDP copies to.
+    """
+    flat = sorted((batch for step in sampled for batch in step), key=memory.padded_tokens)
+    several = 2 if any(len(step) > 1 for step in sampled) else 1
+
+    def need(batch: training.Batch) -> memory.Memory:
+        return memory.predict(plan, dtype, flat[:1], [batch] * several, shards=shards, replicas=replicas)
+
+    tokens = memory.padded_tokens(flat[0]), memory.padded_tokens(flat[-1])
+    largest = need(flat[-1])
+    return Peak(largest, need(flat[0]) if tokens[0] < tokens[1] else largest, tokens)
 
 
 def _free_memory() -> float:
@@ -205,17 +248,33 @@ def report(
         gpu: name in `memory.GPUS`, with `/N` for FSDP2 over N of them; None is this machine.
         output_dir: where the run would write; its disk is looked at.
 
+    With several processes the main one reports, for DDP over them (for FSDP2 where that was launched), and all end alike.
+
     Raises:
-        ArgumentError: unknown gpu, or several processes.
+        ArgumentError: unknown gpu.
         PrerequisiteError: the run does not fit the device or the disk.
     """
-    if accelerator.num_processes > 1:
-        raise ArgumentError(
-            "dry_run=true is for one process: python code/…; `gpu=NAME/N` predicts for FSDP2 over N GPUs"
-        )
-    say = accelerator.print
     plan = memory.Plan(task, wrap, model, optimizer, micro_step)
     wanted = memory.parse_gpu(gpu) if gpu else None
+    problem = None
+    if accelerator.is_main_process:
+        problem = _describe(plan, wanted, gpu, accelerator, tokenizer, collate, count, loop, output_dir)
+    lines, kind = two_steps(plan, accelerator, collate, count, loop)
+    losses = ", ".join(f"{line['loss']:.4f}" for line in lines)
+    accelerator.print(f"two steps with a tiny random twin ({kind}): losses {losses}")
+    if problem := broadcast_object_list([problem])[0]:
+        raise PrerequisiteError(problem)
+
+
+def _describe(
+    plan: memory.Plan, wanted: tuple[memory.Gpu, int] | None, gpu: str | None, accelerator: Accelerator,
+    tokenizer: PreTrainedTokenizerFast, collate: training.Collate, count: int, loop: dict[str, Any], output_dir: str,
+) -> str | None:  # fmt: skip
+    """Print everything that needs no step; returns why the run cannot be, or None."""
+    say = accelerator.print
+    processes = accelerator.num_processes
+    shards = wanted[1] if wanted else processes if accelerator.is_fsdp2 else 1
+    world = max(shards, processes)
     steps = training.total_steps(count, loop["batch_size"], loop["epochs"], loop["max_steps"])
     an_epoch = math.ceil(count / loop["batch_size"])
     say("dry run: nothing is trained or written")
@@ -223,7 +282,7 @@ def report(
         f" warm-up {max(1, math.ceil(steps * loop['warmup_fraction']))} steps")  # fmt: skip
 
     before = tokenization.prompts_fitted, tokenization.prompts_cut
-    sampled = _sampled_steps(collate, count, loop, accelerator, steps)
+    sampled = sampled_steps(collate, count, loop, world)
     fitted, cut = tokenization.prompts_fitted - before[0], tokenization.prompts_cut - before[1]
     flat = [batch for step in sampled for batch in step]
     lengths = [length for batch in flat for length in row_lengths(batch, tokenizer.pad_token_id)]  # type: ignore[arg-type]
@@ -231,19 +290,16 @@ def report(
     say(f"tokens a row: {shares}, longest {max(lengths)} (of {len(lengths)} rows in {len(sampled)} steps);"
         f" question cut in {cut} of {fitted} prompts ({cut / max(1, fitted):.1%})")  # fmt: skip
     say("one micro-batch:")
-    show_batch(flat[0], tokenizer, say)
+    show_batch(min(flat, key=memory.padded_tokens), tokenizer, say)
 
-    flat.sort(key=memory.padded_tokens)
-    worst, small = flat[-1], flat[0]
-    several = any(len(step) > 1 for step in sampled)
     if wanted:
         dtype = torch.bfloat16 if wanted[0].bf16 else torch.float16
     else:
         dtype = modeling.default_dtype()
-    shards = wanted[1] if wanted else 1
-    needed = memory.predict(plan, dtype, [small], [worst] * (2 if several else 1), shards=shards)
-    less = memory.predict(plan, dtype, [small], [small] * (2 if several else 1), shards=shards)
-    say("predicted memory at the peak of a step, GiB a device: "
+    found = peak(plan, dtype, sampled, shards=shards, replicas=processes)
+    needed = found.largest
+    shared = f" ({'FSDP2' if shards > 1 else 'DDP'} over {world})" if world > 1 else ""
+    say(f"predicted memory at the peak of a step, GiB a device{shared}: "
         + ", ".join(f"{name} {getattr(needed, name) / memory.GIB:.2f}" for name in
                     ("weights", "trained", "gradients", "optimizer", "logits", "activations"))
         + f"; together {needed.total / memory.GIB:.2f}")  # fmt: skip
@@ -253,12 +309,10 @@ def report(
         room = memory.capacity(torch.cuda.get_device_properties(0).total_memory // 2**20)
         device = torch.cuda.get_device_name(0)
     else:
-        room, device = _free_memory(), "the free memory of this machine"
-    sizes = memory.padded_tokens(small), memory.padded_tokens(worst)
-    largest = memory.largest_tokens((sizes[0], less), (sizes[1], needed), room)
-    fits = needed.total <= room
+        room, device = _free_memory() / processes, "the free memory of this machine"
+    largest, fits = found.tokens_that_fit(room), needed.total <= room
     say(f"{'fits' if fits else 'DOES NOT FIT'} {device}: {needed.total / memory.GIB:.2f} of {room / memory.GIB:.2f} GiB; the largest"
-        f" micro-batch that fits has about {largest:,} padded tokens, this run's has {sizes[1]:,}")  # fmt: skip
+        f" micro-batch that fits has about {largest:,} padded tokens, this run's has {found.tokens[1]:,}")  # fmt: skip
 
     state = (needed.trained + needed.optimizer) * shards
     disk = state * (loop["keep"] + 2) + needed.trained * shards
@@ -267,15 +321,11 @@ def report(
     say(
         f"disk: {disk / memory.GIB:.2f} GiB for states of {state / memory.GIB:.2f} and the export, {free / memory.GIB:.2f} free"
     )
-    lines, kind = two_steps(plan, accelerator, collate, count, loop)
-    losses = ", ".join(f"{line['loss']:.4f}" for line in lines)
-    say(f"two steps with a tiny random twin ({kind}): losses {losses}")
     if not fits:
-        raise PrerequisiteError(
+        return (
             f"needs {needed.total / memory.GIB:.2f} GiB, {device} has {room / memory.GIB:.2f}: lower max_tokens_per_micro_batch to"
             f" about {largest:,}, set model.gradient_checkpointing=true, train adapters (model.lora), or model.quantization=nf4"
         )
     if disk > free:
-        raise PrerequisiteError(
-            f"{existing}: {disk / memory.GIB:.2f} GiB of disk are needed; lower loop.keep or free some"
-        )
+        return f"{existing}: {disk / memory.GIB:.2f} GiB of disk are needed; lower loop.keep or free some"
+    return None

@@ -365,6 +365,11 @@ class Embedder(nn.Module):
         return F.normalize(vectors_BD.to(torch.promote_types(vectors_BD.dtype, torch.float32)), dim=-1)
 
 
+def can_pack(backbone: str, attn_implementation: str) -> bool:
+    """True where the backbone's prompts are trained on as packed rows, told by its config alone."""
+    return attention.refusal(read_config(backbone, attn_implementation)) is None
+
+
 def packing_note(model: Any, lora_dropout: float = 0.0) -> str:
     """One line for the log: whether prompts share prefixes and rows, and what follows for dropout."""
     if model.packing_refusal is not None:

@@ -198,6 +198,10 @@ class Reasoner:
     max_new_tokens: Positive
 
     def __post_init__(self) -> None:
+        if (self.data is None) == (self.instructions is None):
+            raise ValueError(f"`data` and `instructions` are both {'null' if self.data is None else 'given'}; set one")
+        if self.data is not None and (self.adap_factor or self.copies_of_source):
+            raise ValueError("a question table has no difficulties: adap_factor=0 copies_of_source={}, or instructions")
         if self.max_new_tokens >= self.max_length_tokens:
             raise ValueError(
                 f"max_new_tokens {self.max_new_tokens} leaves no room for a prompt in max_length_tokens"

@@ -136,6 +136,7 @@ def collators(
     seed: int,
     max_length_tokens: int,
     max_tokens_per_micro_batch: int,
+    packing: bool,
     say: Callable[[str], None],
 ) -> tuple[InstructionCollator, InstructionCollator, dict[str, Any]]:
     """Collators of training and validation rows, and what the checkpoint's meta should say of them.
@@ -163,6 +164,7 @@ def collators(
         seed: of templates, copies and shuffling.
         max_length_tokens: of prompt and answer together.
         max_tokens_per_micro_batch: padded.
+        packing: as in `chat.CompletionCollator`.
         say: receives lines for the user.
 
     Raises:
@@ -185,6 +187,7 @@ def collators(
             seed,
             of_sample,
             weight,
+            packing,
         )
 
     def fitting(rows: InstructionRows, variation: float, what: str) -> InstructionRows:

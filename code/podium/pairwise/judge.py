@@ -11,7 +11,7 @@ import scipy.special
 import torch
 from torch import Tensor, nn
 
-from podium import contracts, modeling, tokenization
+from podium import contracts, modeling, rng, tokenization
 from podium.engines.transformers import progress
 from podium.errors import DataError
 from podium.modeling import LabelScorer
@@ -71,6 +71,15 @@ def possible_layout(model: nn.Module, wanted: Layout) -> Layout:
     return wanted if isinstance(model, LabelScorer) and model.packing_refusal is None else "padded"
 
 
+def wrap(backbone: Any, own: dict[str, Any] | None, seed: int) -> LabelScorer | PairClassifier:
+    """The model that is trained on a backbone: form A, or form B with the settings' `head` block and its own seed."""
+    if own is None:
+        return LabelScorer(backbone)
+    sizes = {key: own[key] for key in ("with_features", "feature_width", "hidden_size", "dropout")}
+    made = head.build_head(backbone, **sizes, seed=rng.torch_seed(seed, "head"))
+    return PairClassifier(backbone, own["pooling"], made)
+
+
 def load(folder: str | Path, device: torch.device, dtype: str | None = None) -> Judge:
     """Load a pairwise checkpoint of either form, whatever its kind (full, adapter, merged), for inference.
 
@@ -80,20 +89,14 @@ def load(folder: str | Path, device: torch.device, dtype: str | None = None) -> 
     folder = Path(folder)
     meta = contracts.read_meta(folder, STAGE)
     tokenizer = tokenization.load_tokenizer(folder)
-    own = meta.extra.get("head")
+    own: dict[str, Any] | None = meta.extra.get("head")
     backbone, _ = modeling.load_checkpoint(folder, "embedding" if own else "causal_lm", dtype=dtype)
-    feature_set = None
-    model: nn.Module
-    if own:
-        sizes = {key: own[key] for key in ("with_features", "feature_width", "hidden_size", "dropout")}
-        made = head.build_head(backbone, **sizes, seed=0)
-        head.load_head(folder, made)
-        model = PairClassifier(backbone, meta.pooling, made)  # type: ignore[arg-type]
+    model, feature_set = wrap(backbone, own, seed=0), None
+    if own is not None and isinstance(model, PairClassifier):
+        head.load_head(folder, model.head)
         if own["with_features"]:
             path = folder / head.FEATURES
             feature_set = features.from_json(contracts.read_json(path, "feature statistics"), str(path))
-    else:
-        model = LabelScorer(backbone)
     style: Any = meta.prompt_style
     renderer = PairRenderer(
         tokenizer, style, meta.max_length_tokens, bool(meta.extra.get("privileged_model_names")), meta.label_token_ids

@@ -70,8 +70,8 @@ def preference(
             soft_term_N = soft_term_N + (soft_target_N2 * soft_log_N2).sum(-1)
         cosine_N = F.cosine_similarity(log_N2.exp(), soft_target_N2, dim=-1)
         loss_N = loss_N + soft_weight * soft_term_N + cosine_weight * (1 - cosine_N)
-    elif not judged_N.all():
+    elif (~judged_N).any():
         raise ValueError(f"{int((~judged_N).sum())} rows have neither a winner nor a soft term; leave them out")
     decided_N = judged_N & (win_N != 0.5)
-    hits = ((logits_N2[:, 0] > logits_N2[:, 1]) == (win_N > 0.5))[decided_N].float().sum().item()
+    hits = (((logits_N2[:, 0] > logits_N2[:, 1]) == (win_N > 0.5)) & decided_N).float().sum().item()
     return loss_N.sum() / total, float(len(hard_N)), {"accuracy": hits}

@@ -103,6 +103,9 @@ class PairRanker:
     use_wandb: bool
     full_fit: bool
     device: Device
+    dry_run: bool
+    gpu: str | None
+    """As in the other training scripts: what a dry run predicts for."""
     data: PairData
     soft_labels: str | None
     rationales: str | None
