@@ -1,7 +1,6 @@
 """Average LoRA adapters of folds or seeds exactly, and keep the average only if validation rows say that it is better."""
 
 import dataclasses
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,6 @@ from podium import (
     averaging,
     config,
     contracts,
-    demos,
     metrics,
     modeling,
     ranker_data,
@@ -20,8 +18,6 @@ from podium import (
     tables,
     tokenization,
 )
-from podium.batching.groups import PointwiseRenderer
-from podium.batching.lists import ListRenderer
 from podium.errors import DataError
 from podium.modeling import Embedder, LabelScorer
 from podium.settings import AverageAdapters
@@ -77,12 +73,8 @@ def main(cfg: AverageAdapters) -> None:
                 meta, folds_trained=folds, best_metric={"map@25": figures[averaging.AVERAGE]},
                 extra={**meta.extra, "averaged": cfg.checkpoints, "validation_in_sample": cfg.validation_fold in folds},
             )  # fmt: skip
-            contracts.write_meta(run.folder, meta)
-            sharing.write_module_files(run.folder, meta, base.config.hidden_size)
-            sharing.write_card(run.folder, meta, run.script)
-            for extra in (demos.FILE, tables.EXPLANATIONS):
-                if (Path(cfg.checkpoints[0]) / extra).is_file():
-                    shutil.copy(Path(cfg.checkpoints[0]) / extra, run.folder / extra)
+            sharing.copy_companions(Path(cfg.checkpoints[0]), run.folder)
+            sharing.describe(run.folder, meta, base.config.hidden_size, f"code/{run.script}")
         else:
             print(f"the average is not better than the best single adapter by {cfg.min_gain}: no checkpoint is written")
         run.finish(rows={"validation rows": len(data.validation)}, facts={"accepted": accepted})
@@ -97,12 +89,9 @@ def score_ranker(cfg: AverageAdapters, meta: contracts.CheckpointMeta, model: An
     groups = contracts.read_table(f"{cfg.groups}/groups.parquet", contracts.GROUPS)
     depth = len(meta.label_tokens) if meta.stage == "listwise" else int(groups["rank"].max())
     valid, lists = ranker_data.validation_lists(data.validation, groups, depth)
-    render = PointwiseRenderer if meta.stage == "pointwise" else ListRenderer
-    pool = demos.read_pool(cfg.checkpoints[0], meta, valid.names)
-    score = ranking.score_pointwise if meta.stage == "pointwise" else ranking.score_listwise
-    scores = score(
-        LabelScorer(model).eval(), render(valid, tokenizer, meta.prompt_style, meta.max_length_tokens, demos=pool), lists,  # type: ignore[arg-type]
-        meta.label_token_ids, use_rationale=cfg.rationales is not None, max_tokens_per_batch=cfg.max_tokens_per_batch, quiet=True,
+    scores = ranking.score(
+        LabelScorer(model).eval(), cfg.checkpoints[0], meta, tokenizer, valid, lists,
+        use_rationale=cfg.rationales is not None, max_tokens_per_batch=cfg.max_tokens_per_batch, quiet=True,
     )  # fmt: skip
     return metrics.list_figures(lists, scores, valid.label, data.seen)["map@25"]
 

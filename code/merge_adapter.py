@@ -8,12 +8,10 @@ has moved, or for adapters from elsewhere.
 
 import argparse
 import dataclasses
-import shutil
 from pathlib import Path
 
-from podium import config, contracts, demos, modeling, sharing, tables, tokenization
+from podium import config, contracts, modeling, sharing, tokenization
 from podium.errors import DataError, MissingFileError
-from podium.pairwise import head
 
 
 def main() -> None:
@@ -23,9 +21,12 @@ def main() -> None:
     parser.add_argument("--adapter_path", required=True)
     parser.add_argument("--save_dir", required=True)
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="default: that of the machine")
+    parser.add_argument("--push_to_hub", help="repository of the Hub, private if new, that gets the result")
     arguments = parser.parse_args()
     with config.exit_codes():
+        sharing.check_push(arguments.push_to_hub)
         merge(arguments.adapter_path, arguments.save_dir, arguments.backbone_path, arguments.dtype)
+        sharing.push(Path(arguments.save_dir), arguments.push_to_hub)
 
 
 def merge(adapter_path: str, save_dir: str, backbone_path: str | None = None, dtype: str | None = None) -> None:
@@ -47,18 +48,11 @@ def merge(adapter_path: str, save_dir: str, backbone_path: str | None = None, dt
     with contracts.output_folder(save_dir) as folder:
         model.merge_and_unload().save_pretrained(folder)
         tokenization.load_tokenizer(adapter if (adapter / "tokenizer.json").is_file() else base).save_pretrained(folder)
-        for name in (head.HEAD, head.FEATURES):
-            if (adapter / name).is_file():
-                shutil.copyfile(adapter / name, folder / name)
         if (adapter / contracts.META).is_file():
             meta = contracts.read_meta(adapter)
             meta = dataclasses.replace(meta, kind="merged", base_model=base)
-            contracts.write_meta(folder, meta)
-            sharing.write_module_files(folder, meta, model.config.hidden_size)
-            sharing.write_card(folder, meta, "merge_adapter")
-            for extra in (demos.FILE, tables.EXPLANATIONS):
-                if (adapter / extra).is_file():
-                    shutil.copy(adapter / extra, folder / extra)
+            sharing.copy_companions(adapter, folder)
+            sharing.describe(folder, meta, model.config.hidden_size, "code/merge_adapter")
         contracts.write_manifest(
             folder, stage="merge_adapter", config_digest="", inputs={"adapter": adapter},
             facts={"backbone": base, "task": task},

@@ -4,9 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from podium import config, contracts, demos, leaks, modeling, ranking, stage, tables, tokenization
-from podium.batching.groups import PointwiseRenderer
-from podium.batching.lists import ListRenderer
+from podium import config, contracts, leaks, modeling, ranking, stage, tables, tokenization
 from podium.batching.queries import make_rows
 from podium.errors import DataError
 from podium.modeling import LabelScorer
@@ -43,14 +41,10 @@ def main(cfg: ScoreCandidates) -> None:
         accelerator = stage.make_accelerator(cfg.device)
         backbone, _ = modeling.load_checkpoint(cfg.checkpoint, "causal_lm")
         model = LabelScorer(backbone).to(accelerator.device).eval()
-        render = PointwiseRenderer if meta.stage == "pointwise" else ListRenderer
-        score = ranking.score_pointwise if meta.stage == "pointwise" else ranking.score_listwise
-        pool = demos.read_pool(cfg.checkpoint, meta, rows.names)
         frames = []
         for view in cfg.views:
-            scores = score(
-                model, render(rows, tokenizer, meta.prompt_style, meta.max_length_tokens, demos=pool), lists, meta.label_token_ids,  # type: ignore[arg-type]
-                use_rationale=view == "rationale", max_tokens_per_batch=cfg.max_tokens_per_batch,
+            scores = ranking.score(
+                model, cfg.checkpoint, meta, tokenizer, rows, lists, use_rationale=view == "rationale", max_tokens_per_batch=cfg.max_tokens_per_batch,
             )  # fmt: skip
             frames.append(ranking.scores_frame(lists, scores, rows.query_id, f"{Path(cfg.checkpoint).name}/{view}"))
         everything = pd.concat(frames, ignore_index=True)

@@ -116,6 +116,7 @@ def load_backbone(
     dtype: str | None = None,
     attn_implementation: str = "sdpa",
     quantization: Literal["nf4"] | None = None,
+    spread: bool = False,
 ) -> PreTrainedModel:
     """Load a transformers model from a Hub id, a local folder, or one of our full or merged checkpoints.
 
@@ -125,6 +126,7 @@ def load_backbone(
         dtype: float32 | bfloat16 | float16; None takes `default_dtype`.
         attn_implementation: as in transformers.
         quantization: "nf4" loads 4-bit NormalFloat weights with double quantisation (QLoRA, Dettmers et al. 2023).
+        spread: for inference, place the layers on all GPUs and, where these are too small, in the CPU's memory.
 
     Raises:
         MissingFileError: no such folder, and not in the Hub or its cache.
@@ -138,6 +140,8 @@ def load_backbone(
     options: dict[str, Any] = {
         "dtype": chosen, "attn_implementation": attn_implementation, "use_safetensors": True,
     }  # fmt: skip
+    if spread and torch.cuda.is_available():
+        options["device_map"] = "auto"
     if quantization == "nf4":
         if importlib.util.find_spec("bitsandbytes") is None:
             raise PrerequisiteError("quantization nf4 needs bitsandbytes: pip install bitsandbytes==0.50.2")

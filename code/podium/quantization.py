@@ -6,9 +6,10 @@ compressed-tensors. AWQ: Lin et al. 2024; GPTQ: Frantar et al. 2023; W8A8 with S
 
 import contextlib
 import dataclasses
+import gc
 import importlib.metadata
 import importlib.util
-import shutil
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,42 +19,71 @@ import pandas as pd
 import torch
 from torch import nn
 
-from podium import contracts, datasets, intake, modeling, tokenization
-from podium.errors import DataError, MissingFileError, PrerequisiteError
+from podium import (
+    config,
+    contracts,
+    datasets,
+    intake,
+    metrics,
+    modeling,
+    ranker_data,
+    ranking,
+    settings,
+    sharing,
+    tables,
+    tokenization,
+)
+from podium.batching.padding import by_length, pad
+from podium.batching.queries import QueryRows
+from podium.errors import DataError, MissingFileError, PodiumError, PrerequisiteError, sample
+from podium.modeling import LabelScorer
 
 METHODS = ("awq", "gptq", "rtn", "w8a8", "fp8", "autoround")
+GROUPED = ("awq", "gptq", "rtn", "autoround")
+"""Methods with 4-bit weights in groups that share a scale."""
+DATA_FREE = ("rtn", "fp8")
+"""Methods that look at the weights alone."""
+SUFFIXES = (".parquet", ".csv", ".jsonl", ".txt")
 REPORT = "parity.json"
-INSTALL = "pip install llmcompressor==0.14.0.1 (in an environment of its own beside vLLM's: they pin compressed-tensors apart)"
+MAP = "map@25"
+INSTALL = (
+    "pip install -c constraints.txt -e '.[quantise]' (not in vLLM's environment: they pin compressed-tensors apart)"
+)
 
 
-def calibration_texts(source: str, rows: int) -> list[str]:
+def calibration_texts(source: str, rows: int, stage: str | None = None) -> list[str]:
     """Texts from a file of ours, any parquet, CSV, JSON lines or text file, or a data set on the Hub or Kaggle.
 
-    Of a table the column `text` is read, else its only text column. The first `rows` are taken.
+    Of a table the column `text` is read, else its only text column; of a folder with several tables the one named like
+    the checkpoint's stage. The first `rows` are taken.
 
     Raises:
         MissingFileError: neither a file nor a data set that can be reached.
-        DataError: no column of texts, or none with content.
+        DataError: several tables to choose from, no column of texts, or none with content.
     """
     path = Path(source)
     if not path.exists():
-        path = _from_hub(source)
+        path = _download(source)
     if path.is_dir():
-        inside = sorted(
-            p for p in path.rglob("*") if p.suffix in (".parquet", ".csv", ".jsonl", ".txt") and p.is_file()
-        )
-        if not inside:
-            raise DataError(f"{source}: holds no parquet, CSV, JSON lines or text file")
-        path = inside[0]
-    if path.suffix == ".txt":
-        frame = pd.DataFrame({"text": path.read_text().splitlines()})
-    elif path.suffix == ".csv":
-        frame = intake.read_csv(path, [])
-    elif path.suffix == ".jsonl":
-        frame = pd.read_json(path, lines=True)
-    else:
-        frame = pd.read_parquet(path)
-    columns = [name for name in frame if frame[name].map(lambda one: isinstance(one, str)).all()]
+        inside = sorted(one for one in path.rglob("*") if one.suffix in SUFFIXES and one.is_file())
+        named = [one for one in inside if one.stem == stage]
+        if len(named or inside) != 1:
+            which = f" or one named {stage}" if stage else ""
+            there = sample(str(one.relative_to(path)) for one in inside)
+            raise DataError(f"{source}: needs one table of texts{which}, found {there}; name the file")
+        (path,) = named or inside
+    try:
+        if path.suffix == ".txt":
+            frame = pd.DataFrame({"text": path.read_text().splitlines()})
+        elif path.suffix == ".csv":
+            frame = intake.read_csv(path, [])
+        elif path.suffix == ".jsonl":
+            frame = pd.read_json(path, lines=True)
+        else:
+            frame = pd.read_parquet(path)
+    except (ValueError, OSError) as error:
+        raise DataError(f"{path}: cannot be read as a table of texts ({' '.join(str(error).split())[:200]})") from None
+    columns = [name for name in frame if len(frame) and frame[name].map(lambda one: isinstance(one, str)).all()]
     column = "text" if "text" in columns else columns[0] if len(columns) == 1 else None
     if column is None:
         raise DataError(f"{path}: needs a column `text`; it has text in {columns or 'no column'}")
@@ -63,19 +93,25 @@ def calibration_texts(source: str, rows: int) -> list[str]:
     return texts
 
 
-def _from_hub(name: str) -> Path:
-    """The folder of a data set given by name."""
+def _download(name: str) -> Path:
+    """The folder of a data set given by name: one of `datasets.DATASETS`, else of the Hub, else of Kaggle."""
     import huggingface_hub
 
     if datasets.by_name(name) is not None:
         return datasets.resolve(name)
+    remedy = "make some with code/export_published.py (calibration/*.parquet)"
+    if not re.fullmatch(r"[\w-]+/[\w.-]+", name) or Path(name).suffix in SUFFIXES:
+        raise MissingFileError(f"calibration data {name}: no such file or folder; {remedy}")
     try:
         return Path(huggingface_hub.snapshot_download(name, repo_type="dataset"))
     except (OSError, ValueError) as error:
-        first = str(error).splitlines()[0]
+        hub = str(error).splitlines()[0]
+    on_kaggle = datasets.Source(name.split("/")[1], name, "dataset", "", "calibration texts")
+    try:
+        return datasets.cached(on_kaggle) or datasets.download(on_kaggle)
+    except PodiumError as error:
         raise MissingFileError(
-            f"calibration data {name}: no such file, and no data set of the Hub that can be reached ({first}); make some"
-            " with code/export_published.py (calibration/*.parquet)"
+            f"calibration data {name}: no such file; on the Hub: {hub}; on Kaggle: {error}; {remedy}"
         ) from None
 
 
@@ -88,8 +124,7 @@ def recipe(method: str, group_size: int, layers: nn.Module) -> list[Any]:
     from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
     from llmcompressor.modifiers.quantization import GPTQModifier, QuantizationModifier
 
-    grouped = method in ("awq", "gptq", "rtn", "autoround")
-    if grouped and (odd := sorted({m.in_features for n, m in layers.named_modules()
+    if method in GROUPED and (odd := sorted({m.in_features for n, m in layers.named_modules()
                                    if isinstance(m, nn.Linear) and "lm_head" not in n and m.in_features % group_size})):  # fmt: skip
         raise DataError(f"layers of width {odd} cannot be cut into groups of {group_size}; give another --group_size")
     weights = QuantizationArgs(
@@ -120,11 +155,14 @@ def recipe(method: str, group_size: int, layers: nn.Module) -> list[Any]:
 
 
 def quantise(
-    model_path: str, quant_path: str, texts: list[str], max_length: int, method: str, group_size: int
-) -> dict[str, Any]:
+    model_path: str, quant_path: str, texts: list[str], max_length: int, method: str, group_size: int,
+    eval_queries: int = 0,
+) -> dict[str, Any]:  # fmt: skip
     """Quantise a whole checkpoint, layer by layer, and report how far the result is from it.
 
-    A fifth of the texts (one at least) is held out of the calibration for the report.
+    A fifth of the texts (one at least) is held out of the calibration for the report. The whole model, the one being
+    quantised and the result are loaded one after another. Both passes of the report are spread over the GPUs and, where
+    these are too small, the CPU's memory; the calibration holds one layer and its activations on the GPU at a time.
 
     Args:
         model_path: full or merged checkpoint, or any causal language model.
@@ -133,9 +171,10 @@ def quantise(
         max_length: tokens of a prompt, cut on the left, where a ranker's label is not.
         method: one of METHODS.
         group_size: weights that share a scale.
+        eval_queries: of a ranker, queries of its own validation lists that MAP@25 is measured on, before and after.
 
     Returns:
-        the parity report, as written to quant_path/parity.json.
+        the parity report, as written to quant_path/parity.json and, in words, into the model card.
 
     Raises:
         DataError: an adapter folder, an occupied target, or a width that does not fit the groups.
@@ -156,41 +195,137 @@ def quantise(
     from llmcompressor import oneshot
 
     tokenizer = tokenization.load_tokenizer(model_path)
-    model: Any = modeling.load_backbone(model_path, "causal_lm")
     tokens = [ids[-max_length:] for ids in tokenization.encode(tokenizer, texts)]
     meta = contracts.read_meta(model_path) if (Path(model_path) / contracts.META).is_file() else None
-    label_ids = meta.label_token_ids if meta and meta.label_token_ids else None
-    before = last_logits(model, tokens[:held])
+    lists = own_lists(model_path, meta, eval_queries) if meta else "not a checkpoint of this project"
+    if isinstance(lists, str):
+        print(f"MAP@25 will not be measured: {lists}")
+
+    def measure(folder: str | Path) -> tuple[torch.Tensor, dict[str, float]]:
+        model = LabelScorer(modeling.load_backbone(folder, "causal_lm", spread=True)).eval()
+        figures = {} if meta is None or isinstance(lists, str) else own_figures(model, folder, meta, tokenizer, lists)
+        return last_logits(model, tokens[:held]), figures
+
+    before, map_before = measure(model_path)
+    model: Any = modeling.load_backbone(model_path, "causal_lm")
     with _on_this_machine():
         oneshot(
             model=model, tokenizer=tokenizer, recipe=recipe(method, group_size, model), max_seq_length=max_length,
             dataset=Dataset.from_dict({"input_ids": tokens[held:], "attention_mask": [[1] * len(one) for one in tokens[held:]]}),
-            num_calibration_samples=len(tokens) - held,
+            num_calibration_samples=len(tokens) - held, pipeline="datafree" if method in DATA_FREE else "sequential",
         )  # fmt: skip
     with contracts.output_folder(quant_path) as folder:
         model.save_pretrained(folder, save_compressed=True)
         tokenizer.save_pretrained(folder)
-        for extra in ("demos.parquet", "explanations.json"):
-            if (Path(model_path) / extra).is_file():
-                shutil.copy(Path(model_path) / extra, folder / extra)
+        hidden_size = model.config.hidden_size
+        del model
+        gc.collect()
         if meta is not None:
-            contracts.write_meta(folder, dataclasses.replace(meta, kind="quantised"))
-        after = last_logits(reload(folder), tokens[:held])
+            sharing.copy_companions(Path(model_path), folder)
+        after, map_after = measure(folder)
         report = {
-            "model": model_path, "method": method, "group_size": group_size, "max_length_tokens": max_length,
-            "calibration_texts": len(tokens) - held, **parity(before, after, label_ids),
+            "model": model_path, "method": method, "group_size": group_size if method in GROUPED else None,
+            "max_length_tokens": max_length, "calibration_texts": 0 if method in DATA_FREE else len(tokens) - held,
+            **parity(before, after, meta.label_token_ids if meta else []),
+            **map_parity(lists, map_before, map_after, meta),
             "bytes_before": weight_bytes(Path(model_path)), "bytes_after": weight_bytes(folder),
             "versions": {name: importlib.metadata.version(name) for name in
                          ("llmcompressor", "compressed-tensors", "transformers", "torch")},
         }  # fmt: skip
         contracts.write_json(folder / REPORT, report)
+        if meta is not None:
+            meta = dataclasses.replace(
+                meta, kind="quantised", best_metric={k: v for k, v in map_after.items() if k == MAP}
+            )
+            sharing.describe(folder, meta, hidden_size, "awq_quantization", notes=in_words(report))
         contracts.write_manifest(
-            folder,
-            stage="awq_quantization",
-            config_digest="",
-            inputs={"model": model_path} if Path(model_path).exists() else {},
-        )
+            folder, stage="awq_quantization", config_digest="", inputs={"model": model_path} if Path(model_path).exists() else {}
+        )  # fmt: skip
     return report
+
+
+@dataclasses.dataclass
+class OwnLists:
+    """The ranked validation lists that a ranker was evaluated on while it was trained."""
+
+    rows: QueryRows
+    lists: ranking.Lists
+    seen: set[int]
+    use_rationale: bool
+    max_tokens: int
+
+
+def own_lists(folder: str, meta: contracts.CheckpointMeta, queries: int) -> OwnLists | str:
+    """The validation lists named in a ranker's config.yaml, the first `queries` of them; or why there are none."""
+    if not queries:
+        return "not asked for (--eval_queries)"
+    if meta.stage not in ("pointwise", "listwise"):
+        return f"a {meta.stage} checkpoint ranks nothing by label tokens"
+    path = Path(folder) / "config.yaml"
+    if not path.is_file():
+        return f"{path} is not there; it names the tables of the training run"
+    try:
+        cfg = config.load_file(settings.Ranker, path)
+    except DataError as error:  # a checkpoint of another version of this project can be quantised all the same
+        return str(error)
+    tables_needed = [cfg.data.questions_dir, cfg.groups, *([cfg.rationales] if cfg.rationales else [])]
+    if absent := [one for one in tables_needed if not Path(one).exists()]:
+        return f"tables of the training run ({path}) are not here: {', '.join(absent)}"
+    data = tables.read_training_tables(**settings.as_dict(cfg.data), full_fit=False, rationales=cfg.rationales)
+    groups = contracts.read_table(f"{cfg.groups}/groups.parquet", contracts.GROUPS)
+    rows, lists = ranker_data.validation_lists(data.validation, groups, cfg.validation_depth)
+    return OwnLists(rows, lists[:queries], data.seen, cfg.rationales is not None, cfg.max_tokens_per_micro_batch)
+
+
+def own_figures(
+    model: LabelScorer, folder: str | Path, meta: contracts.CheckpointMeta, tokenizer: Any, own: OwnLists
+) -> dict[str, float]:
+    """MAP@25 of the lists reordered by a ranker, as its training run measured it."""
+    scores = ranking.score(
+        model, folder, meta, tokenizer, own.rows, own.lists, use_rationale=own.use_rationale,
+        max_tokens_per_batch=own.max_tokens,
+    )  # fmt: skip
+    return metrics.list_figures(own.lists, scores, own.rows.label, own.seen)
+
+
+def map_parity(
+    lists: OwnLists | str, before: dict[str, float], after: dict[str, float], meta: contracts.CheckpointMeta | None
+) -> dict[str, Any]:
+    """The part of the report about MAP@25; where it was not measured, why not."""
+    if isinstance(lists, str):
+        return {"map_not_measured": lists}
+    return {
+        "map_queries": len(lists.lists), "map_before": before, "map_after": after,
+        "map_in_sample": bool(meta and meta.extra.get("validation_in_sample")),
+    }  # fmt: skip
+
+
+def in_words(report: dict[str, Any]) -> str:
+    """The parity report for people: a section of the model card, also printed."""
+    lines = [
+        f"Method {report['method']}, {report['calibration_texts']} calibration texts of at most {report['max_length_tokens']} tokens.",
+        f"On {report['held_out_prompts']} prompts that the calibration did not see, before and after:",
+        "",
+        f"- relative error of the logits: {report['relative_logit_error']:.4f}",
+        f"- same likeliest token: {report['top1_agreement']:.1%}",
+    ]
+    if "label_top1_agreement" in report:
+        tau = report["score_kendall_tau"]
+        lines += [
+            f"- same likeliest label: {report['label_top1_agreement']:.1%}; largest difference of a label's logit:"
+            f" {report['label_logit_max_difference']:.3f}",
+            f"- Kendall's tau of the scores: {'undefined' if tau is None else f'{tau:.3f}'}",
+        ]
+    if "map_before" in report:
+        lines.append(
+            f"- MAP@25 of {report['map_queries']} validation lists: {report['map_before'][MAP]:.4f} before,"
+            f" {report['map_after'][MAP]:.4f} after{' (in-sample)' if report['map_in_sample'] else ''}"
+        )
+    else:
+        lines.append(f"- MAP@25 was not measured: {report['map_not_measured']}")
+    sizes = f"- weights: {report['bytes_after'] / 1e6:.1f} MB"
+    lines.append(f"{sizes}, {report['bytes_before'] / 1e6:.1f} MB before" if report["bytes_before"] else sizes)
+    return "\n## Beside the model it was made from\n\n" + "\n".join(lines) + "\n"
 
 
 @contextlib.contextmanager
@@ -205,31 +340,31 @@ def _on_this_machine() -> Iterator[None]:
         torch.Tensor.pin_memory = pinned  # type: ignore[method-assign]
 
 
-def reload(folder: str | Path) -> Any:
-    """A quantised checkpoint as transformers loads it."""
-    return modeling.load_backbone(folder, "causal_lm").eval()
-
-
 def weight_bytes(folder: Path) -> int | None:
     """Bytes of a folder's weights; None for a Hub id."""
     return sum(path.stat().st_size for path in folder.glob("*.safetensors")) if folder.is_dir() else None
 
 
 @torch.inference_mode()
-def last_logits(model: Any, tokens: list[list[int]]) -> torch.Tensor:
+def last_logits(model: LabelScorer, tokens: list[list[int]], max_tokens: int = 16384) -> torch.Tensor:
     """(N, V) logits after the last token of each prompt, fp32 on the CPU."""
     device = next(model.parameters()).device
-    rows = [model(input_ids=torch.tensor([ids], device=device), use_cache=False).logits[0, -1] for ids in tokens]
-    return torch.stack(rows).float().cpu()
+    parts: dict[int, torch.Tensor] = {}
+    for chunk in by_length([len(ids) for ids in tokens], max_tokens):
+        ids_BT, _ = pad([tokens[at] for at in chunk], 0)
+        ends = torch.tensor([(row, len(tokens[at]) - 1) for row, at in enumerate(chunk)])
+        _, logits_BV = model(ids_BT.to(device), lm_read=ends.to(device))
+        parts |= dict(zip(chunk, logits_BV.float().cpu(), strict=True))
+    return torch.stack([parts[at] for at in range(len(tokens))])
 
 
-def parity(before_NV: torch.Tensor, after_NV: torch.Tensor, label_ids: list[int] | None) -> dict[str, Any]:
+def parity(before_NV: torch.Tensor, after_NV: torch.Tensor, label_ids: list[int]) -> dict[str, Any]:
     """How two models' logits after the same prompts differ.
 
     Args:
         before_NV: of the whole model.
         after_NV: of the quantised one.
-        label_ids: a ranker's label tokens; figures on them are added.
+        label_ids: a ranker's label tokens; figures on them are added. Empty for other models.
 
     Returns:
         relative logit error, top-1 agreement and, over the labels, largest difference, Kendall tau of the prompts' scores

@@ -10,10 +10,13 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
-from podium import contracts
+from podium import contracts, demos
 from podium.batching.groups import MIN_TOKEN_RATIO, PackedRow, PointwiseRenderer, chunks_of, collate_packed, pack
 from podium.batching.lists import ListRenderer
+from podium.batching.queries import QueryRows
+from podium.contracts import CheckpointMeta
 from podium.engines.transformers import progress
 from podium.errors import DataError, sample
 from podium.training import to_device
@@ -149,6 +152,42 @@ def score_listwise(
             bar.update(len(chunk))
     counts = 2 * np.bincount(owner, minlength=len(lists))
     return [total / count for total, count in zip(sums, counts, strict=True)]
+
+
+def score(
+    model: Any,
+    checkpoint: str | Path,
+    meta: CheckpointMeta,
+    tokenizer: PreTrainedTokenizerFast,
+    rows: QueryRows,
+    lists: Lists,
+    *,
+    use_rationale: bool,
+    max_tokens_per_batch: int,
+    quiet: bool = False,
+) -> list[np.ndarray]:
+    """Scores as a checkpoint's kind gives them, with the prompts, examples and label tokens that it was trained with.
+
+    Args:
+        model: LabelScorer with the checkpoint's weights, in eval mode.
+        checkpoint: folder of a pointwise or listwise ranker, for its examples.
+        meta: of the checkpoint.
+        tokenizer: of the checkpoint.
+        rows: queries with their catalogue.
+        lists: what to score.
+        use_rationale: read the queries with their generated rationales.
+        max_tokens_per_batch: tokens of one forward.
+        quiet: no progress bar.
+
+    Returns:
+        one (K,) array a list, in its order.
+    """
+    options: Any = (rows, tokenizer, meta.prompt_style, meta.max_length_tokens)
+    pool = demos.read_pool(checkpoint, meta, rows.names)
+    given: Any = {"use_rationale": use_rationale, "max_tokens_per_batch": max_tokens_per_batch, "quiet": quiet}
+    if meta.stage == "pointwise":
+        return score_pointwise(model, PointwiseRenderer(*options, demos=pool), lists, meta.label_token_ids, **given)
+    return score_listwise(model, ListRenderer(*options, demos=pool), lists, meta.label_token_ids, **given)
 
 
 def scores_frame(lists: Lists, scores: Sequence[np.ndarray], query_ids: list[str], model: str) -> pd.DataFrame:

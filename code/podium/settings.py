@@ -174,6 +174,7 @@ class Reasoner:
 
     output_dir: str
     use_wandb: bool
+    push_to_hub: str | None
     full_fit: bool
     device: Device
     dry_run: bool
@@ -288,6 +289,7 @@ class Retriever:
 
     output_dir: str
     use_wandb: bool
+    push_to_hub: str | None
     full_fit: bool
     device: Device
     dry_run: bool
@@ -402,6 +404,7 @@ class Ranker:
 
     output_dir: str
     use_wandb: bool
+    push_to_hub: str | None
     full_fit: bool
     device: Device
     dry_run: bool
@@ -437,6 +440,7 @@ class AverageAdapters:
     groups: str | None
     rationales: str | None
     output_dir: str
+    push_to_hub: str | None
     device: Device
     validation_fold: NotNegative
     validation_rows: Positive | None

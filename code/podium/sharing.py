@@ -4,14 +4,25 @@ sentence-transformers gets texts that our own functions rendered (`batching.retr
 text modality is pinned to the plain forward pass: with a chat template in the tokenizer it would otherwise wrap every text.
 """
 
+import contextlib
+import re
+import shlex
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from podium import contracts
 from podium.errors import DataError, PodiumError, PrerequisiteError
 
 POOLING_NAMES = {"last": "lasttoken", "mean": "mean", "cls": "cls"}
 CARD = "README.md"
+COMPANIONS = ("demos.parquet", "explanations.json", "head.safetensors", "features.json", "config.yaml", "metrics.jsonl")
+"""Files that belong to a checkpoint whichever way its weights are held."""
+NOT_PUSHED = ("state/*", "wandb/*", "*.lock", "run.json", "hard_negatives/*", "demos.parquet")
+"""What stays on the machine: a run's resumable state, and the training questions, which may not be redistributable."""
 
 
 def write_module_files(folder: Path, meta: contracts.CheckpointMeta, hidden_size: int) -> None:
@@ -80,7 +91,29 @@ def write_module_files(folder: Path, meta: contracts.CheckpointMeta, hidden_size
     )  # fmt: skip
 
 
-def write_card(folder: Path, meta: contracts.CheckpointMeta, script: str) -> None:
+def copy_companions(source: Path, folder: Path) -> None:
+    """Copy what belongs to a checkpoint besides its weights, unless it is there already."""
+    for name in COMPANIONS:
+        if (source / name).is_file() and not (folder / name).exists():
+            shutil.copyfile(source / name, folder / name)
+
+
+def describe(folder: Path, meta: contracts.CheckpointMeta, hidden_size: int, script: str, notes: str = "") -> None:
+    """What tells people and tools about a final checkpoint: meta.json, sentence-transformers' files, the model card.
+
+    Args:
+        folder: holds the weights and the tokenizer.
+        meta: of the checkpoint.
+        hidden_size: width of the backbone.
+        script: that wrote it.
+        notes: further paragraphs of the card.
+    """
+    contracts.write_meta(folder, meta)
+    write_module_files(folder, meta, hidden_size)
+    write_card(folder, meta, script, notes)
+
+
+def write_card(folder: Path, meta: contracts.CheckpointMeta, script: str, notes: str = "") -> None:
     """A model card beside a final checkpoint: what it is, what it was trained on, its figures as measured, how to open it."""
     in_sample = bool(meta.extra.get("validation_in_sample"))
     figures = "\n".join(
@@ -88,29 +121,29 @@ def write_card(folder: Path, meta: contracts.CheckpointMeta, script: str) -> Non
         for name, value in meta.best_metric.items()
     )
     opens = {"adapter": "`peft.PeftModel.from_pretrained` on the base model", "full": "transformers' Auto classes",
-             "merged": "transformers' Auto classes", "quantised": "transformers and vLLM"}[meta.kind]  # fmt: skip
+             "merged": "transformers' Auto classes", "quantised": "transformers (with compressed-tensors) and vLLM"}[meta.kind]  # fmt: skip
     tools = {
         "embedding": " It also opens with `SentenceTransformer(folder)`.",
         "pointwise": " Merged, it also opens with `CrossEncoder(folder)`.",
     }
-    library = "peft" if meta.kind == "adapter" else "transformers"
+    header = {"library_name": "peft" if meta.kind == "adapter" else "transformers", "tags": ["podium", meta.stage]}
+    if is_hub_name(meta.base_model):  # the Hub refuses a card whose base model is a folder
+        header["base_model"] = meta.base_model
     contracts.write_text(
         folder / CARD,
         f"""---
-library_name: {library}
-base_model: {meta.base_model}
-tags: [podium, {meta.stage}]
+{yaml.safe_dump(header, sort_keys=True).strip()}
 ---
 
 # Podium {meta.stage} ({meta.kind})
 
-Trained by `code/{script}.py` from `{meta.base_model}` on folds {meta.folds_trained} of a question table (digest
-`{meta.data_digest[:12]}`). The resolved config is in `config.yaml`, the loss curve in `metrics.jsonl`.
+Written by `{script}.py` from `{meta.base_model}`, trained on folds {meta.folds_trained} of a question table (digest
+`{meta.data_digest[:12]}`). The training run's resolved config is in `config.yaml`, its loss curve in `metrics.jsonl`.
 
 ## Figures on the validation fold
 
 {figures or "none"}
-
+{notes}
 ## Use
 
 It opens with {opens}.{tools.get(meta.stage, "")} Texts must be rendered as in training: prompt version
@@ -120,40 +153,79 @@ that of the data apply.
     )
 
 
-def push(folder: Path, repository: str | None) -> None:
-    """Upload a final checkpoint, without its resumable state, to a private repository of the Hub; nothing for None.
+def is_hub_name(name: str) -> bool:
+    """True for `owner/name`, unless it is a folder here."""
+    return re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) is not None and not Path(name).exists()
+
+
+# --- the Hub ---------------------------------------------------------------------------------------------------------
+
+
+def check_push(repository: str | None) -> None:
+    """Find out before any work whether a checkpoint could be pushed: name, login, connection. Nothing for None.
 
     Raises:
-        PrerequisiteError: not logged in, or no right to write there.
         DataError: a name that is no repository name.
+        PrerequisiteError: not logged in, a token that the Hub refuses, or HF_HUB_OFFLINE.
         PodiumError: the Hub cannot be reached.
     """
     if repository is None:
         return
-    import httpx
     import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+    from huggingface_hub import constants, utils
 
-    skipped = ["state/*", "wandb/*", ".lock", "run.json", "hard_negatives/*", "demos.parquet"]
-    try:
+    with _explained(repository, "nothing was computed yet"):
+        utils.validate_repo_id(repository)
+        if constants.HF_HUB_OFFLINE:
+            raise PrerequisiteError(f"push_to_hub={repository}: HF_HUB_OFFLINE=1 forbids it; unset one of the two")
+        if huggingface_hub.get_token() is None:
+            raise PrerequisiteError(f"push_to_hub={repository} needs a login: `hf auth login`, or HF_TOKEN")
+        huggingface_hub.HfApi().whoami()
+
+
+def push(folder: Path, repository: str | None) -> None:
+    """Upload a final checkpoint, without its resumable state, to a repository of the Hub (private if new); nothing for None.
+
+    Raises:
+        as `check_push`; the message says that the local folder is complete, and the line that pushes it later.
+    """
+    if repository is None:
+        return
+    import huggingface_hub
+
+    excluded = " ".join(f"--exclude {shlex.quote(pattern)}" for pattern in NOT_PUSHED)
+    later = (
+        f"{folder} is complete; push it later: hf upload {repository} {shlex.quote(str(folder))} . --private {excluded}"
+    )
+    with _explained(repository, later):
         api = huggingface_hub.HfApi()
         api.create_repo(repository, private=True, exist_ok=True)
-        api.upload_folder(repo_id=repository, folder_path=folder, ignore_patterns=skipped)
+        api.upload_folder(repo_id=repository, folder_path=folder, ignore_patterns=list(NOT_PUSHED))
+    print(f"pushed {folder} to {repository}", flush=True)
+    if left := [name for name in NOT_PUSHED if (folder / name).is_file() and name.endswith(".parquet")]:
+        print(f"not pushed: {', '.join(left)} (training questions); whoever loads the model here needs it too")
+
+
+@contextlib.contextmanager
+def _explained(repository: str, state: str) -> Iterator[None]:
+    """Our errors for those of the Hub's client; `state` says what the user has."""
+    import httpx
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+
+    what = f"push_to_hub={repository}"
+    try:
+        yield
     except HFValidationError as error:
-        raise DataError(f"push_to_hub={repository}: {error}") from None
+        raise DataError(f"{what}: {error}; {state}") from None
     except LocalTokenNotFoundError:
-        raise PrerequisiteError(
-            f"push_to_hub={repository} needs a login: `hf auth login`; {folder} is complete"
-        ) from None
+        raise PrerequisiteError(f"{what} needs a login: `hf auth login`, or HF_TOKEN; {state}") from None
     except HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else None
         kind = PrerequisiteError if status in (401, 403) else PodiumError
-        raise kind(
-            f"push_to_hub={repository}: the Hub refused ({status}); {folder} is complete, `hf upload` can push it later"
-        ) from None
-    except (OSError, httpx.HTTPError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise PodiumError(
-            f"push_to_hub={repository}: no connection to the Hub ({reason}); {folder} is complete"
-        ) from None
-    print(f"pushed to {repository} (private)")
+        raise kind(f"{what}: the Hub refused ({status}: {_short(error)}); {state}") from None
+    except (OSError, ValueError, RuntimeError, httpx.HTTPError) as error:
+        raise PodiumError(f"{what}: the upload failed ({type(error).__name__}: {_short(error)}); {state}") from None
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

@@ -18,7 +18,7 @@ from podium import checkpoint, config, contracts, sharing
 from podium.errors import DataError, PodiumError, PrerequisiteError, sample
 
 RUN = "run.json"
-UNTRACKED = ("output_dir", "use_wandb", "device", "dry_run", "gpu")
+UNTRACKED = ("output_dir", "use_wandb", "device", "dry_run", "gpu", "push_to_hub")
 """Settings that do not change what a run computes: they may differ on resume."""
 
 
@@ -93,7 +93,8 @@ def run(script: str, settings: Any, inputs: dict[str, str | Path | None]) -> Ite
 
     The folder's run.json records settings and input digests at the first start. A later start with the same ones
     resumes (or finds the run finished); with others it is refused with the differences, so nothing gets mixed.
-    With `dry_run=true` nothing is claimed or written.
+    With `dry_run=true` nothing is claimed or written. With `push_to_hub` (of settings that have it) the Hub is asked first
+    whether it would take the checkpoint, and gets it once the body is done; the same command pushes a finished one again.
 
     Args:
         script: name of the script.
@@ -104,7 +105,10 @@ def run(script: str, settings: Any, inputs: dict[str, str | Path | None]) -> Ite
         MissingFileError: an input does not exist.
         DataError: the folder holds a run with other settings or inputs.
         PodiumError: somebody else is running in the folder.
+        as `sharing.check_push` and `sharing.push`.
     """
+    repository = getattr(settings, "push_to_hub", None) if config.is_main_process() else None
+    sharing.check_push(repository)
     given = {name: path for name, path in inputs.items() if path is not None}
     for name, path in given.items():
         if not Path(path).exists():
@@ -133,6 +137,8 @@ def run(script: str, settings: Any, inputs: dict[str, str | Path | None]) -> Ite
         if finished:
             print(f"{folder} is complete and up to date; nothing to do (delete the folder to start over)", flush=True)
         yield Run(script, settings, folder, given, finished)
+        if (folder / contracts.META).is_file():
+            sharing.push(folder, repository)
 
 
 def command_line() -> str:
@@ -224,9 +230,7 @@ def export(
         tokenizer.save_pretrained(run_.folder)
         extra = {**meta.extra, "validation_in_sample": in_sample}
         meta = dataclasses.replace(meta, folds_trained=sorted(folds), extra=extra)
-        contracts.write_meta(run_.folder, meta)
-        sharing.write_module_files(run_.folder, meta, backbone.config.hidden_size)
-        sharing.write_card(run_.folder, meta, run_.script)
+        sharing.describe(run_.folder, meta, backbone.config.hidden_size, f"code/{run_.script}")
         run_.finish(rows=rows, facts={"folds_trained": sorted(folds)}, next_command=next_command)
     accelerator.wait_for_everyone()
 

@@ -101,6 +101,7 @@ class PairRanker:
 
     output_dir: str
     use_wandb: bool
+    push_to_hub: str | None
     full_fit: bool
     device: Device
     dry_run: bool
