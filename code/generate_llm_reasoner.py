@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from podium import config, contracts, leaks, modeling, prompts, stage, tables, tokenization
+from podium import config, contracts, engines, leaks, prompts, stage, tables, tokenization
 from podium.batching import chat
 from podium.batching.queries import make_rows
-from podium.engines import transformers as engine
+from podium.engines.transformers import Generation
 from podium.settings import GenerateRationales
 
 
@@ -35,8 +35,9 @@ def main(cfg: GenerateRationales) -> None:
         budget = meta.max_length_tokens - cfg.max_new_tokens
         asked = [chat.prompt_ids(rows, index, tokenizer, meta.prompt_style, budget) for index in range(len(rows))]  # type: ignore[arg-type]
         accelerator = stage.make_accelerator(cfg.device)
-        model, _ = modeling.load_checkpoint(cfg.checkpoint, "causal_lm")
-        model.to(accelerator.device)
+        generate = engines.load_generator(
+            cfg.engine, cfg.checkpoint, tokenizer, accelerator.device, meta.max_length_tokens, cfg.max_tokens_per_batch
+        )
         parts = run.folder / "parts"
         done = read_parts(run.folder)
         if len(done):
@@ -44,7 +45,7 @@ def main(cfg: GenerateRationales) -> None:
         for sample in range(cfg.samples):
             finished = set(done.loc[done["sample"] == sample, "query_id"])
 
-            def save(chunk: list[int], written: list[engine.Generation], sample: int = sample) -> None:
+            def save(chunk: list[int], written: list[Generation], sample: int = sample) -> None:
                 frame = pd.DataFrame(
                     {
                         "query_id": [rows.query_id[index] for index in chunk],
@@ -57,10 +58,10 @@ def main(cfg: GenerateRationales) -> None:
                 )
                 contracts.write_table(frame, parts / f"part-{sample}-{chunk[0]}.parquet", contracts.RATIONALES)
 
-            engine.generate(
-                model, tokenizer, asked, max_new_tokens=cfg.max_new_tokens, max_tokens_per_batch=cfg.max_tokens_per_batch,
-                stop=[prompts.RATIONALE_END], temperature=cfg.temperature, top_p=cfg.top_p, seed=cfg.seed + sample,
-                skip=frozenset(i for i in range(len(rows)) if rows.query_id[i] in finished), on_batch=save,
+            generate(
+                asked, max_new_tokens=cfg.max_new_tokens, stop=[prompts.RATIONALE_END], temperature=cfg.temperature,
+                top_p=cfg.top_p, seed=cfg.seed + sample, on_batch=save,
+                skip=frozenset(i for i in range(len(rows)) if rows.query_id[i] in finished),
             )  # fmt: skip
         everything = read_parts(run.folder).sort_values(["query_id", "sample"]).reset_index(drop=True)
         cut = int((everything["finish_reason"] == "length").sum())

@@ -4,10 +4,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from podium import config, contracts, leaks, modeling, ranking, stage, tables, tokenization
+from podium import config, contracts, engines, leaks, ranking, stage, tables, tokenization
 from podium.batching.queries import make_rows
 from podium.errors import DataError
-from podium.modeling import LabelScorer
 from podium.settings import ScoreCandidates
 
 
@@ -39,8 +38,7 @@ def main(cfg: ScoreCandidates) -> None:
             )
         tokenizer = tokenization.load_tokenizer(cfg.checkpoint)
         accelerator = stage.make_accelerator(cfg.device)
-        backbone, _ = modeling.load_checkpoint(cfg.checkpoint, "causal_lm")
-        model = LabelScorer(backbone).to(accelerator.device).eval()
+        model = engines.load_scorer(cfg.engine, cfg.checkpoint, accelerator.device, meta.max_length_tokens)
         frames = []
         for view in cfg.views:
             scores = ranking.score(

@@ -6,7 +6,6 @@ import torch
 
 from podium import contracts, modeling, prompts, ranking, retrieval, sharing, tokenization
 from podium.batching.groups import PointwiseRenderer
-from podium.errors import DataError, PodiumError
 from podium.modeling import Embedder, LabelScorer
 
 TEMPLATE = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}"
@@ -106,11 +105,3 @@ def test_adapters_open_in_peft_and_the_card_says_what_they_are(retriever, backbo
         )
     card = (folder / sharing.CARD).read_text()
     assert "in-sample" in card and "library_name: peft" in card and str(backbone_dir) in card and "0.5000" in card
-
-
-def test_pushing_fails_clearly(tmp_path, monkeypatch):
-    assert sharing.push(tmp_path, None) is None
-    with pytest.raises(DataError, match="push_to_hub"):
-        sharing.push(tmp_path, "not a name!!")
-    with pytest.raises(PodiumError, match="is complete"):  # the tests are offline
-        sharing.push(tmp_path, "someone/model")

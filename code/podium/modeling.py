@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, CompressedTensorsConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from podium import attention, contracts, rng
@@ -158,7 +158,14 @@ def load_backbone(
         )
     loader = AutoModel if task == "embedding" else AutoModelForCausalLM
     try:
+        if (method := _quantised_by(AutoConfig.from_pretrained(str(source)))) == "compressed-tensors":
+            # unpacked now: left to transformers that happens in the first call of the whole model, and we call its body
+            options["quantization_config"] = CompressedTensorsConfig(dequantize=True)
         model, info = loader.from_pretrained(str(source), output_loading_info=True, **options)  # type: ignore[misc]
+    except ImportError as error:
+        raise PrerequisiteError(
+            f"{source} holds weights quantised by {method}: {' '.join(str(error).split())}"
+        ) from None
     except OSError as error:
         first = str(error).splitlines()[0]
         raise MissingFileError(
@@ -179,6 +186,12 @@ def load_backbone(
                 f"{source}: weights lack {sample(missing)}; is it a checkpoint for another task than {task}?"
             )
     return model
+
+
+def _quantised_by(config: Any) -> str | None:
+    """The quantisation library that a checkpoint's config names."""
+    block = getattr(config, "quantization_config", None) or {}
+    return block.get("quant_method") if isinstance(block, dict) else getattr(block, "quant_method", None)
 
 
 def add_lora(

@@ -9,14 +9,24 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from scipy.special import log_softmax
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from podium import contracts, demos
-from podium.batching.groups import MIN_TOKEN_RATIO, PackedRow, PointwiseRenderer, chunks_of, collate_packed, pack
+from podium.batching.groups import (
+    MIN_TOKEN_RATIO,
+    PackedRow,
+    PointwiseRenderer,
+    chunks_of,
+    collate_packed,
+    pack,
+    split_documents,
+)
 from podium.batching.lists import ListRenderer
 from podium.batching.queries import QueryRows
 from podium.contracts import CheckpointMeta
+from podium.engines import vllm
 from podium.engines.transformers import progress
 from podium.errors import DataError, sample
 from podium.training import to_device
@@ -65,6 +75,37 @@ def _views(rationales: list[str], use_rationale: bool) -> list[str | None]:
 
 
 @torch.inference_mode()
+def label_logits(
+    model: Any, rows: list[PackedRow], label_ids: list[int], pad_id: int | None, max_tokens: int, quiet: bool
+) -> list[np.ndarray]:
+    """(n, L) label logits, up to a constant a prompt, after each of the n prompts of every row.
+
+    Args:
+        model: LabelScorer in eval mode, or `engines.vllm.Engine`.
+        rows: packed only if the model takes packed rows.
+        label_ids: tokens that are read.
+        pad_id: pads prompts that go one a row.
+        max_tokens: of one forward.
+        quiet: no progress bar.
+    """
+    counts = np.cumsum([len(row.last) for row in rows])[:-1]
+    if isinstance(model, vllm.Engine):
+        prompts = [prompt for row in rows for prompt in split_documents(row.tokens, row.groups)]
+        return np.split(model.label_logits(prompts, label_ids, quiet), counts)
+    device = next(model.parameters()).device
+    packing = model.packing_refusal is None
+    labels = torch.tensor(label_ids, device=device)
+    found: dict[int, np.ndarray] = {}
+    with progress(len(rows), "score", "row", quiet) as bar:
+        for chunk in chunks_of(rows, packing, max_tokens):
+            batch = to_device(collate_packed([rows[at] for at in chunk], None if packing else pad_id), device)
+            logits, _ = model(**batch, label_ids=labels)
+            ends = np.cumsum([len(rows[at].last) for at in chunk])[:-1]
+            found |= dict(zip(chunk, np.split(logits.cpu().double().numpy(), ends), strict=True))
+            bar.update(len(chunk))
+    return [found[at] for at in range(len(rows))]
+
+
 def score_pointwise(
     model: Any,
     renderer: PointwiseRenderer,
@@ -78,7 +119,7 @@ def score_pointwise(
     """logit(Yes) − logit(No) of every candidate, averaged over the query's rationales; context computed once a query.
 
     Args:
-        model: LabelScorer in eval mode.
+        model: LabelScorer in eval mode, or `engines.vllm.Engine`.
         renderer: of the checkpoint's tokenizer, style and length.
         lists: what to score.
         label_ids: tokens of Yes and No.
@@ -89,7 +130,6 @@ def score_pointwise(
     Returns:
         one (K,) array a list, in its order.
     """
-    device = next(model.parameters()).device
     renderer = dataclasses.replace(renderer, packing=model.packing_refusal is None)
     rows: list[PackedRow] = []
     owner: list[int] = []
@@ -98,22 +138,14 @@ def score_pointwise(
             rows.append(renderer.packed(index, candidates, rationale=rationale))
             owner.append(number)
     sums = [np.zeros(len(candidates)) for _, candidates in lists]
-    labels = torch.tensor(label_ids, device=device)
-    with progress(len(rows), "score", "row", quiet) as bar:
-        for chunk in renderer.chunks(rows, max_tokens_per_batch):
-            batch = to_device(renderer.collate([rows[at] for at in chunk]), device)
-            logits, _ = model(**batch, label_ids=labels)
-            flat = (logits[:, 0] - logits[:, 1]).cpu().double().numpy()
-            for at, part in zip(
-                chunk, np.split(flat, np.cumsum([len(rows[at].last) for at in chunk])[:-1]), strict=True
-            ):
-                sums[owner[at]] += part
-            bar.update(len(chunk))
+    pad_id: Any = renderer.tokenizer.pad_token_id
+    found = label_logits(model, rows, label_ids, pad_id, max_tokens_per_batch, quiet)
+    for number, logits_KL in zip(owner, found, strict=True):
+        sums[number] += logits_KL[:, 0] - logits_KL[:, 1]
     counts = np.bincount(owner, minlength=len(lists))
     return [total / count for total, count in zip(sums, counts, strict=True)]
 
 
-@torch.inference_mode()
 def score_listwise(
     model: Any,
     renderer: ListRenderer,
@@ -128,28 +160,21 @@ def score_listwise(
 
     Args and returns as in `score_pointwise`; letter_ids holds a token for each position of the longest list.
     """
-    device = next(model.parameters()).device
-    packing = model.packing_refusal is None
+    min_ratio = MIN_TOKEN_RATIO if model.packing_refusal is None else math.inf
     rows: list[PackedRow] = []
     owner: list[int] = []
     for number, (index, candidates) in enumerate(lists):
         for rationale in _views(renderer.rows.rationales[index], use_rationale):
             both = [renderer.row(index, order, rationale=rationale).tokens for order in (candidates, candidates[::-1])]
             # the two orders share the context where that pays
-            rows.append(pack(both, [(0, 0), (0, 0)], MIN_TOKEN_RATIO if packing else math.inf))
+            rows.append(pack(both, [(0, 0), (0, 0)], min_ratio))
             owner.append(number)
     sums = [np.zeros(len(candidates)) for _, candidates in lists]
-    labels = torch.tensor(letter_ids, device=device)
-    with progress(len(rows), "score", "row", quiet) as bar:
-        for chunk in chunks_of(rows, packing, max_tokens_per_batch):
-            pad_id = None if packing else renderer.tokenizer.pad_token_id
-            batch = to_device(collate_packed([rows[at] for at in chunk], pad_id), device)  # type: ignore[arg-type]
-            logits, _ = model(**batch, label_ids=labels)
-            for at, (forward, backward) in zip(chunk, logits.cpu().double().unflatten(0, (-1, 2)), strict=True):
-                count = len(sums[owner[at]])
-                sums[owner[at]] += torch.log_softmax(forward[:count], dim=-1).numpy()
-                sums[owner[at]] += torch.log_softmax(backward[:count], dim=-1).numpy()[::-1]
-            bar.update(len(chunk))
+    pad_id: Any = renderer.tokenizer.pad_token_id
+    found = label_logits(model, rows, letter_ids, pad_id, max_tokens_per_batch, quiet)
+    for number, (forward, backward) in zip(owner, found, strict=True):
+        count = len(sums[number])
+        sums[number] += log_softmax(forward[:count]) + log_softmax(backward[:count])[::-1]
     counts = 2 * np.bincount(owner, minlength=len(lists))
     return [total / count for total, count in zip(sums, counts, strict=True)]
 
@@ -169,7 +194,7 @@ def score(
     """Scores as a checkpoint's kind gives them, with the prompts, examples and label tokens that it was trained with.
 
     Args:
-        model: LabelScorer with the checkpoint's weights, in eval mode.
+        model: LabelScorer with the checkpoint's weights, in eval mode, or `engines.vllm.Engine`.
         checkpoint: folder of a pointwise or listwise ranker, for its examples.
         meta: of the checkpoint.
         tokenizer: of the checkpoint.
@@ -182,12 +207,14 @@ def score(
     Returns:
         one (K,) array a list, in its order.
     """
-    options: Any = (rows, tokenizer, meta.prompt_style, meta.max_length_tokens)
+    style: Any = meta.prompt_style
     pool = demos.read_pool(checkpoint, meta, rows.names)
     given: Any = {"use_rationale": use_rationale, "max_tokens_per_batch": max_tokens_per_batch, "quiet": quiet}
     if meta.stage == "pointwise":
-        return score_pointwise(model, PointwiseRenderer(*options, demos=pool), lists, meta.label_token_ids, **given)
-    return score_listwise(model, ListRenderer(*options, demos=pool), lists, meta.label_token_ids, **given)
+        pairs = PointwiseRenderer(rows, tokenizer, style, meta.max_length_tokens, demos=pool)
+        return score_pointwise(model, pairs, lists, meta.label_token_ids, **given)
+    options = ListRenderer(rows, tokenizer, style, meta.max_length_tokens, demos=pool)
+    return score_listwise(model, options, lists, meta.label_token_ids, **given)
 
 
 def scores_frame(lists: Lists, scores: Sequence[np.ndarray], query_ids: list[str], model: str) -> pd.DataFrame:

@@ -219,6 +219,7 @@ class GenerateRationales:
     rows_per_fold: Positive | None
     output_dir: str
     device: Device
+    engine: Literal["transformers", "vllm"]
     samples: Positive
     temperature: Rate
     top_p: Annotated[float, Field(gt=0, le=1)]
@@ -483,6 +484,7 @@ class ScoreCandidates:
     rationales: str | None
     output_dir: str
     device: Device
+    engine: Literal["transformers", "vllm"]
     views: Annotated[list[Literal["plain", "rationale"]], Field(min_length=1)]
     folds: list[NotNegative]
     top_k: Positive

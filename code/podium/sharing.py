@@ -126,6 +126,9 @@ def write_card(folder: Path, meta: contracts.CheckpointMeta, script: str, notes:
         "embedding": " It also opens with `SentenceTransformer(folder)`.",
         "pointwise": " Merged, it also opens with `CrossEncoder(folder)`.",
     }
+    if meta.kind == "quantised":
+        unpack = 'model_kwargs={"quantization_config": CompressedTensorsConfig(dequantize=True)}'
+        tools["pointwise"] = f" It also opens with `CrossEncoder(folder, {unpack})`."
     header = {"library_name": "peft" if meta.kind == "adapter" else "transformers", "tags": ["podium", meta.stage]}
     if is_hub_name(meta.base_model):  # the Hub refuses a card whose base model is a folder
         header["base_model"] = meta.base_model

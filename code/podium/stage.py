@@ -107,7 +107,7 @@ def run(script: str, settings: Any, inputs: dict[str, str | Path | None]) -> Ite
         PodiumError: somebody else is running in the folder.
         as `sharing.check_push` and `sharing.push`.
     """
-    repository = getattr(settings, "push_to_hub", None) if config.is_main_process() else None
+    repository = settings.push_to_hub if hasattr(settings, "push_to_hub") and config.is_main_process() else None
     sharing.check_push(repository)
     given = {name: path for name, path in inputs.items() if path is not None}
     for name, path in given.items():
