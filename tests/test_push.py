@@ -3,15 +3,13 @@
 import base64
 import http.server
 import json
-import os
-import subprocess
 import sys
 import threading
 
 import pytest
 import running
 
-from podium import contracts, sharing
+from podium import contracts, modeling, sharing, tokenization
 from podium.errors import DataError, PrerequisiteError
 
 
@@ -80,17 +78,16 @@ def hub():
     server.server_close()
 
 
-def process(hub, name, *arguments, token="hf_canary"):
-    """Run a script of code/ as a real process whose Hub is the local server."""
-    hidden = ("HF_HUB_OFFLINE", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
-    environment = {key: value for key, value in os.environ.items() if key not in hidden}
-    environment |= {"HF_ENDPOINT": hub.url, "HF_HOME": "/nonexistent", "HF_HUB_DISABLE_XET": "1"}
-    if token:
-        environment["HF_TOKEN"] = token
-    return subprocess.run(
-        [sys.executable, str(running.CODE / f"{name}.py"), *map(str, arguments)],
-        capture_output=True, text=True, timeout=300, cwd=running.ROOT, env=environment,
-    )  # fmt: skip
+@pytest.fixture
+def online(hub, monkeypatch, tmp_path):
+    """This process's Hub is the local server, with a login."""
+    from huggingface_hub import constants
+
+    for name, value in (("ENDPOINT", hub.url), ("HF_HUB_OFFLINE", False), ("HF_HUB_DISABLE_XET", True),
+                        ("HF_TOKEN_PATH", str(tmp_path / "no token"))):  # fmt: skip
+        monkeypatch.setattr(constants, name, value)
+    monkeypatch.setenv("HF_TOKEN", "hf_canary")
+    return hub
 
 
 def test_names_and_logins_are_checked_before_anything(tmp_path, monkeypatch):
@@ -108,20 +105,22 @@ def test_names_and_logins_are_checked_before_anything(tmp_path, monkeypatch):
     assert not (tmp_path / "new").exists(), "refused before the folder was claimed"
 
 
-def test_a_training_run_arrives_once_and_a_failure_keeps_it(hub, trainer, tmp_path):
+def test_a_training_run_arrives_once_and_a_failure_keeps_it(online, trainer, tmp_path, capsys):
+    hub = online
     folder = tmp_path / "retriever"
     given = [*trainer(folder, "max_length_tokens=400"), "push_to_hub=someone/model"]
     hub.refused["/commit/"] = 403
-    failed = process(hub, "train_llm_embedding", *given)
-    line = failed.stderr.strip().splitlines()[-1]
-    assert failed.returncode == 3, failed.stderr[-2000:]
+    with pytest.raises(PrerequisiteError) as failed:
+        running.run("train_llm_embedding", *given)
+    line = str(failed.value)
     assert f"{folder} is complete" in line and f"hf upload someone/model {folder} ." in line and "403" in line
     assert contracts.read_manifest(folder) and contracts.read_meta(folder).kind == "full" and not hub.files
     steps = (folder / "metrics.jsonl").read_text()
     hub.refused.clear()
-    again = process(hub, "train_llm_embedding", *given)
-    assert again.returncode == 0, again.stderr[-2000:]
-    assert "nothing to do" in again.stdout and f"pushed {folder} to someone/model" in again.stdout
+    capsys.readouterr()
+    running.run("train_llm_embedding", *given)
+    again = capsys.readouterr().out
+    assert "nothing to do" in again and f"pushed {folder} to someone/model" in again
     assert (folder / "metrics.jsonl").read_text() == steps, "nothing was trained again"
     assert hub.created[-1]["name"] == "model" and hub.created[-1]["visibility"] == "private"
     there = {
@@ -139,12 +138,34 @@ def test_a_training_run_arrives_once_and_a_failure_keeps_it(hub, trainer, tmp_pa
     assert hub.cards, "the Hub has checked the card"
 
 
-def test_the_hub_is_asked_before_training(hub, trainer, tmp_path):
+def test_the_hub_is_asked_before_training(online, trainer, tmp_path, monkeypatch):
     given = [*trainer(tmp_path / "retriever"), "push_to_hub=someone/model"]
-    for token, reason in ((None, "hf auth login"), ("hf_wrong", "401")):
-        refused = process(hub, "train_llm_embedding", *given, token=token)
-        assert refused.returncode == 3 and reason in refused.stderr and "Traceback" not in refused.stderr
+    for token, reason in (("", "hf auth login"), ("hf_wrong", "401")):
+        monkeypatch.setenv("HF_TOKEN", token)
+        with pytest.raises(PrerequisiteError, match=reason):
+            running.run("train_llm_embedding", *given)
     assert not (tmp_path / "retriever").exists()
-    hub.refused["/whoami"] = 503
-    assert process(hub, "merge_adapter", "--adapter_path", tmp_path, "--save_dir", tmp_path / "merged",
-                   "--push_to_hub", "someone/model").returncode == 6  # fmt: skip
+
+
+def test_merging_and_quantising_take_it_too(online, backbone_dir, tmp_path, monkeypatch, capsys):
+    backbone = modeling.load_backbone(backbone_dir, "causal_lm")
+    adapter = tmp_path / "adapter"
+    modeling.add_lora(backbone, "causal_lm", rank=2, alpha=4.0, dropout=0.0, target_modules=["q_proj"]).save_pretrained(
+        adapter
+    )
+    tokenization.load_tokenizer(backbone_dir).save_pretrained(adapter)
+    given = ["--adapter_path", adapter, "--save_dir", tmp_path / "merged", "--push_to_hub", "someone/model"]
+    assert running.command_line(monkeypatch, "merge_adapter", *given) == 0
+    assert online.files["model.safetensors"] == (tmp_path / "merged" / "model.safetensors").read_bytes()
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    assert running.command_line(monkeypatch, "merge_adapter", *given) == 3
+    assert "nothing was computed yet" in capsys.readouterr().err
+    monkeypatch.syspath_prepend(str(running.ROOT))
+    import awq_quantization
+
+    monkeypatch.setattr(
+        sys, "argv", ["awq_quantization.py", "--model_path", "m", "--quant_path", "q", "--calib_data", "c", "--push_to_hub", "a/b"]
+    )  # fmt: skip
+    with pytest.raises(SystemExit) as stop:
+        awq_quantization.main()
+    assert stop.value.code == 3 and "nothing was computed yet" in capsys.readouterr().err

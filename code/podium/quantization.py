@@ -271,7 +271,9 @@ def own_lists(folder: str, meta: contracts.CheckpointMeta, queries: int) -> OwnL
     tables_needed = [cfg.data.questions_dir, cfg.groups, *([cfg.rationales] if cfg.rationales else [])]
     if absent := [one for one in tables_needed if not Path(one).exists()]:
         return f"tables of the training run ({path}) are not here: {', '.join(absent)}"
-    data = tables.read_training_tables(**settings.as_dict(cfg.data), full_fit=False, rationales=cfg.rationales)
+    # nothing is trained here, so leaking training rows do not matter
+    block = settings.as_dict(cfg.data, leaking_rows="drop")
+    data = tables.read_training_tables(**block, full_fit=False, rationales=cfg.rationales)
     groups = contracts.read_table(f"{cfg.groups}/groups.parquet", contracts.GROUPS)
     rows, lists = ranker_data.validation_lists(data.validation, groups, cfg.validation_depth)
     return OwnLists(rows, lists[:queries], data.seen, cfg.rationales is not None, cfg.max_tokens_per_micro_batch)
