@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import subprocess
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.update(TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1", WANDB_MODE="offline", TQDM_DISABLE="1")
@@ -23,10 +22,13 @@ def pytest_addoption(parser):
 
 
 def tree_digest():
-    """What the working tree holds: its commit and its differences from it."""
-    asked = (["git", "rev-parse", "HEAD"], ["git", "diff", "HEAD"])
-    parts = [subprocess.run(one, cwd=ROOT, capture_output=True, check=True).stdout for one in asked]
-    return hashlib.sha256(b"".join(parts)).hexdigest()[:16]
+    """What the tests depend on: every file of the program, its configs and its tests, committed or not."""
+    digest = hashlib.sha256()
+    for part in ("code", "conf", "synthetic", "tests", "benchmarks", "tools"):
+        for path in sorted((ROOT / part).rglob("*")):
+            if path.is_file() and "__pycache__" not in path.parts:
+                digest.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def pytest_collection_modifyitems(config, items):
@@ -169,6 +171,25 @@ def backbones(tmp_path_factory, questions_dir):
     bert.save_pretrained(folder / "encoder")
     for name in ("untied", "encoder"):
         tokenizer.save_pretrained(folder / name)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pairs_dir(tmp_path_factory):
+    """Bank pairs prepared (`pairs/`), and a Qwen2 and a Gemma 2 of 2 layers × 16 for them."""
+    from podium.pairwise.bank_pairs import write_bank_pairs
+
+    folder = tmp_path_factory.mktemp("pairs")
+    write_bank_pairs(folder / "data", train=40, unjudged=0, test=10, label_noise=0.1, seed=0, constructs=8)
+    running.run(
+        "prepare_pairs", f"output_dir={folder}/pairs", f"test={folder}/data/test.jsonl",
+        f"sources=[{{path:{folder}/data/train.jsonl,name:bank,judged:true}}]",
+    )  # fmt: skip
+    for name in ("qwen2", "gemma2"):
+        running.run(
+            "make_tiny_judge", f"pairs_dir={folder}/pairs", f"output_dir={folder}/{name}", f"architecture={name}",
+            "vocabulary=500", "hidden_size=16", "layers=2", "heads=2", "intermediate_size=32",
+        )  # fmt: skip
     return folder
 
 

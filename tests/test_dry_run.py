@@ -12,7 +12,6 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from podium import checkpoint, doctor, memory
 from podium.errors import ArgumentError
-from podium.pairwise.bank_pairs import write_bank_pairs
 
 TRAINERS = ("train_llm_reasoner", "train_llm_embedding", "train_ranker_pointwise", "train_ranker_listwise")
 LORA = "model.lora={rank: 4, alpha: 8, dropout: 0.1, target_modules: [q_proj, v_proj], modules_to_save: null}"
@@ -136,26 +135,11 @@ def test_a_dry_run_reports_everything_and_writes_nothing(script, overrides, tmp_
     assert not (tmp_path / "run").exists()
 
 
-@pytest.fixture(scope="module")
-def pairs(tmp_path_factory):
-    """Bank pairs prepared, and a tiny Qwen2 and Gemma 2 for them."""
-    folder = tmp_path_factory.mktemp("pairs")
-    write_bank_pairs(folder / "data", train=40, unjudged=0, test=10, label_noise=0.1, seed=0, constructs=8)
-    running.run("prepare_pairs", f"output_dir={folder}/pairs", f"test={folder}/data/test.jsonl",
-                f"sources=[{{path:{folder}/data/train.jsonl,name:bank,judged:true}}]")  # fmt: skip
-    for name in ("qwen2", "gemma2"):
-        running.run(
-            "make_tiny_judge", f"pairs_dir={folder}/pairs", f"output_dir={folder}/{name}", f"architecture={name}",
-            "vocabulary=500", "hidden_size=16", "layers=2", "heads=2", "intermediate_size=32",
-        )  # fmt: skip
-    return folder
-
-
 @pytest.mark.parametrize(("name", "backbone", "mark"), [("base", "qwen2", r"⟦\?⟧"), ("conf_micro", "gemma2", r"⟦\?⟧")])  # fmt: skip
-def test_both_forms_of_the_pairwise_judge_have_a_dry_run(name, backbone, mark, pairs, tmp_path, capsys):
+def test_both_forms_of_the_pairwise_judge_have_a_dry_run(name, backbone, mark, pairs_dir, tmp_path, capsys):
     lora = "model.lora={rank: 4, alpha: 8, dropout: 0.1, target_modules: [q_proj, v_proj], modules_to_save: null}"
     running.run(
-        "train_ranker_pairwise", f"data.pairs_dir={pairs}/pairs", f"model.backbone={pairs}/{backbone}", "device=cpu",
+        "train_ranker_pairwise", f"data.pairs_dir={pairs_dir}/pairs", f"model.backbone={pairs_dir}/{backbone}", "device=cpu",
         f"output_dir={tmp_path}/run", "loop.batch_size=6", "dry_run=true", lora, config_name=name,
     )  # fmt: skip
     assert_reported(capsys.readouterr().out, mark)

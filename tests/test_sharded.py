@@ -6,6 +6,8 @@ does it on GPUs.
 
 import json
 import os
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import running
@@ -15,7 +17,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from podium import checkpoint, losses, modeling, optim, stage, training
+from podium import checkpoint, losses, modeling, optim, reasoning, stage, training
 from podium.errors import PrerequisiteError
 
 LORA = {"rank": 4, "alpha": 8, "dropout": 0.0, "target_modules": ["q_proj", "down_proj"], "modules_to_save": None}
@@ -38,7 +40,7 @@ def evaluate(model):
     return {"loss": loss(model, {"input_ids": ROWS[:2]})[0].item()}
 
 
-def train(folder, lora, steps, *, sharded, save_every=None):
+def train(folder, lora, steps, *, sharded, save_every=None, evaluate=evaluate):
     """`steps` steps of the loop at a constant rate; returns the model."""
     folder.mkdir(exist_ok=True)
     accelerator = stage.make_accelerator("cpu")
@@ -121,6 +123,42 @@ def test_a_sharded_model_is_exported_whole(lora, tmp_path):
         assert_close(
             {"backbone." + name.replace(".weight", ".default.weight"): one for name, one in loaded.items()}, saved
         )
+
+
+@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
+def test_samples_are_written_by_all_processes_and_printed_by_one(lora, tokenizer, tmp_path, capfd):
+    """Generation by one process of a sharded model would wait for the others for ever."""
+    validation = SimpleNamespace(
+        targets=["gold one", "gold two"], name=lambda at: f"row {at}", prompt_ids=lambda at, budget: ROWS[at].tolist()
+    )
+    rows: Any = SimpleNamespace(validation=validation, stop=["\n\n"])
+
+    def look(model):
+        say = print if os.environ.get("RANK", "0") == "0" else lambda line: None
+        reasoning.show_samples(model, rows, tokenizer, 2, 20, 6, say)
+        return evaluate(model)
+
+    train(tmp_path / "one", lora, 3, sharded=False, evaluate=look)
+    alone = [line for line in capfd.readouterr().out.splitlines() if "wrote:" in line or "gold:" in line]
+    assert len(alone) == 3 * 4, "at every evaluation"
+    assert running.two_processes(lambda: train(tmp_path / "two", lora, 3, sharded=True, evaluate=look)) == [0, 0]
+    both = [line for line in capfd.readouterr().out.splitlines() if "wrote:" in line or "gold:" in line]
+    assert both == alone
+    assert_close(final(tmp_path / "one"), final(tmp_path / "two"), 1e-5)
+
+
+def test_samples_of_a_copied_model_are_printed_once(trainer, tmp_path, capfd):
+    """The trainer itself on two processes (DDP): the same texts as alone."""
+    given = ["sample_generations=2", "max_new_tokens=8", "loop.max_steps=2", "loop.eval_every_steps=1"]
+    running.run("train_llm_reasoner", *trainer(tmp_path / "one", *given))
+    alone = [line for line in capfd.readouterr().out.splitlines() if " wrote:" in line]
+    assert len(alone) == 2 * 2
+    assert running.two_processes(lambda: running.run("train_llm_reasoner", *trainer(tmp_path / "two", *given))) == [
+        0,
+        0,
+    ]
+    both = [line for line in capfd.readouterr().out.splitlines() if " wrote:" in line]
+    assert [line.split(" wrote:")[0] for line in both] == [line.split(" wrote:")[0] for line in alone]
 
 
 def test_fsdp_on_cpu_is_refused(monkeypatch):

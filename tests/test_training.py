@@ -21,12 +21,15 @@ from torch import nn
 
 from podium import checkpoint, config, contracts, losses, metrics, modeling, optim, rng, stage, training
 from podium.errors import DataError, InterruptedRun, PodiumError
+from podium.pairwise import measures
 
 LORA = (
     "model.lora={rank: 4, alpha: 8, dropout: 0.2, target_modules: [q_proj, v_proj, down_proj], modules_to_save: null}"
 )
 REFRESH = "hard_negatives={candidates: null, per_query: 2, top: 6, refresh_every_steps: 2}"
 RANKER = ["topic_dropout=0.5", "max_tokens_per_micro_batch=600", "candidates_per_group=[3]", "validation_depth=4"]
+PAIRWISE = ["max_length_tokens=128", "max_tokens_per_micro_batch=256"]
+HEAD = "head={pooling: mean, with_features: true, feature_width: 8, hidden_size: 16, dropout: 0.2, lr: 1e-3}"
 KINDS = {
     "reasoner": (
         "train_llm_reasoner",
@@ -39,6 +42,9 @@ KINDS = {
     "pointwise-lora": ("train_ranker_pointwise", [*RANKER, LORA]),
     "listwise": ("train_ranker_listwise", [*RANKER, "loop.eval_every_steps=3"]),
     "listwise-lora": ("train_ranker_listwise", [*RANKER, LORA]),
+    "pairwise": ("train_ranker_pairwise", [*PAIRWISE, "orders=alternate", "loop.eval_every_steps=3"]),
+    "pairwise-lora": ("train_ranker_pairwise", [*PAIRWISE, LORA]),
+    "pairwise-head": ("train_ranker_pairwise", [*PAIRWISE, HEAD, "orders=alternate", LORA]),
 }
 STEPS = 9
 
@@ -86,21 +92,22 @@ def assert_same(one, two):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory, questions_dir, backbone_dir, groups_dir, generated_dir):
+def whole(tmp_path_factory, questions_dir, backbone_dir, groups_dir, generated_dir, pairs_dir):
     """Uninterrupted runs, one of each kind and number of processes: (script, folder, overrides without output_dir)."""
     made = {}
 
     def get(kind, processes=1):
         if (kind, processes) not in made:
             script, more = KINDS[kind]
+            pairs = script == "train_ranker_pairwise"
             overrides = [
-                f"data.questions_dir={questions_dir}", f"model.backbone={backbone_dir}", "device=cpu",
-                "data.validation_rows=8", "loop.epochs=null", f"loop.max_steps={STEPS}", "loop.batch_size=6",
-                "loop.save_every_steps=1", *more,
+                f"data.pairs_dir={pairs_dir}/pairs" if pairs else f"data.questions_dir={questions_dir}",
+                f"model.backbone={pairs_dir / 'qwen2' if pairs else backbone_dir}", "device=cpu", "data.validation_rows=8",
+                "loop.epochs=null", f"loop.max_steps={STEPS}", "loop.batch_size=6", "loop.save_every_steps=1", *more,
             ]  # fmt: skip
-            if script != "train_llm_reasoner":
+            if not pairs and script != "train_llm_reasoner":
                 overrides += [f"rationales={generated_dir}"]
-            if "ranker" in script:
+            if not pairs and "ranker" in script:
                 overrides += [f"groups={groups_dir}"]
             folder = tmp_path_factory.mktemp(kind)
             if processes == 1:
@@ -135,20 +142,20 @@ def nth_call(owner, name, count, before=True):
 
 KILLS = {
     "before a step": lambda: nth_call(optim, "set_learning_rate", 2),
-    "in the middle of accumulation": lambda: (nth_call(losses, "token_sum", 4), nth_call(losses, "info_nce", 2, before=False), nth_call(losses, "group_softmax", 3)),
+    "in the middle of accumulation": lambda: (nth_call(losses, "token_sum", 4), nth_call(losses, "info_nce", 2, before=False), nth_call(losses, "group_softmax", 3), nth_call(running.script("train_ranker_pairwise"), "preference", 3)),
     "after the optimizer moved": lambda: nth_call(torch.optim.AdamW, "step", 2, before=False),
     "while tensors are written": lambda: nth_call(checkpoint, "save_file", 4, before=False),
     "before the state is published": lambda: nth_call(contracts, "publish_folder", 2),
     "when the state is published": lambda: nth_call(contracts, "publish_folder", 2, before=False),
     "before it is verified": lambda: nth_call(checkpoint, "verify", 2),
     "while old states are deleted": lambda: nth_call(shutil, "rmtree", 1, before=False),
-    "during evaluation": lambda: (nth_call(training, "mean_loss", 1, before=False), nth_call(metrics, "report", 1), nth_call(metrics, "list_figures", 1)),
+    "during evaluation": lambda: (nth_call(training, "mean_loss", 1, before=False), nth_call(metrics, "report", 1), nth_call(metrics, "list_figures", 1), nth_call(measures, "margin_figures", 1)),
     "before the export": lambda: nth_call(contracts, "write_meta", 1),
     "before the manifest": lambda: nth_call(contracts, "write_manifest", 1),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", kinds("reasoner", "retriever", "pointwise-lora", "listwise"))
+@pytest.mark.parametrize("kind", kinds("reasoner", "retriever", "pointwise-lora", "listwise", "pairwise-head"))
 def test_killed_again_and_again_it_ends_as_if_never_killed(kind, whole, tmp_path):
     """kill -9 at eleven points of one run, each followed by the same command, twice in one epoch included."""
     script, reference, overrides = whole(kind)
@@ -184,7 +191,7 @@ def test_resumed_at_every_step(kind, whole, tmp_path):
 EVENTS = [
     (optim, "set_learning_rate"), (training, "to_device"), (torch.Tensor, "backward"), (torch.optim.AdamW, "step"),
     (checkpoint, "save_file"), (checkpoint, "verify"), (contracts, "publish_folder"), (os, "fsync"), (os, "replace"),
-    (metrics, "report"), (metrics, "list_figures"), (contracts, "write_meta"), (contracts, "write_manifest"),
+    (metrics, "report"), (metrics, "list_figures"), (measures, "margin_figures"), (contracts, "write_meta"), (contracts, "write_manifest"),
 ]  # fmt: skip
 
 
@@ -210,7 +217,7 @@ def at_event(action, number):
 )
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_killed_at_five_random_points(kind, processes, seed, whole, tmp_path):
-    """8 kinds × (5 seeds alone, 1 with two processes) × 5 kills, anywhere: forward, writer, evaluation, export."""
+    """11 kinds × (5 seeds alone, 1 with two processes) × 5 kills, anywhere: forward, writer, evaluation, export."""
     script, reference, overrides = whole(kind, processes)
     generator = np.random.default_rng(seed)
 
