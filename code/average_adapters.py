@@ -73,7 +73,7 @@ def main(cfg: AverageAdapters) -> None:
                 meta, folds_trained=folds, best_metric={"map@25": figures[averaging.AVERAGE]},
                 extra={**meta.extra, "averaged": cfg.checkpoints, "validation_in_sample": cfg.validation_fold in folds},
             )  # fmt: skip
-            sharing.copy_companions(Path(cfg.checkpoints[0]), run.folder)
+            sharing.copy_companions(Path(cfg.checkpoints[0]), run.folder, records=False)
             sharing.describe(run.folder, meta, base.config.hidden_size, f"code/{run.script}")
         else:
             print(f"the average is not better than the best single adapter by {cfg.min_gain}: no checkpoint is written")

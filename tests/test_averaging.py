@@ -77,6 +77,8 @@ def test_the_gate_keeps_or_refuses(adapters, questions_dir, tmp_path, capsys):
     assert meta.kind == "adapter" and meta.extra["averaged"] == adapters
     model, _ = modeling.load_checkpoint(tmp_path / "yes", "embedding")
     assert model.peft_config["default"].r == 6
+    assert "code/average_adapters.py" in (tmp_path / "yes" / "README.md").read_text()
+    assert not (tmp_path / "yes" / "metrics.jsonl").exists(), "no loss curve of one of the two"
 
 
 def test_unlike_checkpoints_are_refused(adapters, backbone_dir, tmp_path):

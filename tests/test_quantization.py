@@ -118,6 +118,31 @@ def test_a_rankers_own_lists_are_found_by_its_config(ranker, tmp_path):
     assert "/elsewhere" in quantization.own_lists(str(tmp_path), meta, 5)
 
 
+def test_a_merged_ranker_has_its_card_and_opens_as_a_cross_encoder(ranker, rows):
+    """As `merge_adapter.py` leaves it."""
+    from sentence_transformers import CrossEncoder
+
+    from podium import prompts, ranking
+
+    folder, _ = ranker
+    meta = contracts.read_meta(folder)
+    card = (folder / "README.md").read_text()
+    assert (
+        "code/merge_adapter.py" in card and "CrossEncoder" in card and "base_model:" not in card
+    )  # a folder is no Hub id
+    model = modeling.LabelScorer(modeling.load_backbone(folder, "causal_lm")).eval()
+    ids = sorted(rows.names)[:6]
+    (ours,) = ranking.score(
+        model, folder, meta, tokenization.load_tokenizer(folder), rows, [(0, ids)], use_rationale=False,
+        max_tokens_per_batch=4096, quiet=True,
+    )  # fmt: skip
+    parts = [prompts.pointwise_parts(rows.text[0], rows.names[one], meta.prompt_style) for one in ids]
+    pairs = [(context, name + ending) for context, name, ending in parts]
+    np.testing.assert_allclose(
+        CrossEncoder(str(folder), device="cpu").predict(pairs, show_progress_bar=False), ours, atol=1e-5
+    )
+
+
 @needs_compressor
 @pytest.mark.parametrize("method", quantization.METHODS)
 def test_every_method_gives_a_checkpoint_that_transformers_loads(method, ranker, tmp_path, monkeypatch, capsys):

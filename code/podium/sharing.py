@@ -19,8 +19,10 @@ from podium.errors import DataError, PodiumError, PrerequisiteError
 
 POOLING_NAMES = {"last": "lasttoken", "mean": "mean", "cls": "cls"}
 CARD = "README.md"
-COMPANIONS = ("demos.parquet", "explanations.json", "head.safetensors", "features.json", "config.yaml", "metrics.jsonl")
-"""Files that belong to a checkpoint whichever way its weights are held."""
+COMPANIONS = ("demos.parquet", "explanations.json", "head.safetensors", "features.json")
+"""Files that inference with a checkpoint needs, whichever way its weights are held."""
+RECORDS = ("config.yaml", "metrics.jsonl")
+"""Files that tell about the training run."""
 NOT_PUSHED = ("state/*", "wandb/*", "*.lock", "run.json", "hard_negatives/*", "demos.parquet")
 """What stays on the machine: a run's resumable state, and the training questions, which may not be redistributable."""
 
@@ -91,10 +93,10 @@ def write_module_files(folder: Path, meta: contracts.CheckpointMeta, hidden_size
     )  # fmt: skip
 
 
-def copy_companions(source: Path, folder: Path) -> None:
-    """Copy what belongs to a checkpoint besides its weights, unless it is there already."""
-    for name in COMPANIONS:
-        if (source / name).is_file() and not (folder / name).exists():
+def copy_companions(source: Path, folder: Path, records: bool = True) -> None:
+    """Copy what belongs to a checkpoint besides its weights; `records` too where both come from the same training run."""
+    for name in (*COMPANIONS, *(RECORDS if records else ())):
+        if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
 
 
@@ -141,7 +143,7 @@ def write_card(folder: Path, meta: contracts.CheckpointMeta, script: str, notes:
 # Podium {meta.stage} ({meta.kind})
 
 Written by `{script}.py` from `{meta.base_model}`, trained on folds {meta.folds_trained} of a question table (digest
-`{meta.data_digest[:12]}`). The training run's resolved config is in `config.yaml`, its loss curve in `metrics.jsonl`.
+`{meta.data_digest[:12]}`). `config.yaml` is the resolved config of the run behind it, `metrics.jsonl` its loss curve.
 
 ## Figures on the validation fold
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from podium import modeling, rng
 from podium.engines.transformers import Generation, progress
@@ -61,8 +62,11 @@ def load(checkpoint: str | Path, max_length_tokens: int, dtype: str | None = Non
 
     chosen = dtype or str(modeling.default_dtype()).removeprefix("torch.")
     return Engine(
-        LLM(str(checkpoint), dtype=chosen, max_model_len=max_length_tokens, enable_prefix_caching=True, seed=0)
-    )
+        LLM(
+            str(checkpoint), dtype=chosen, max_model_len=max_length_tokens, enable_prefix_caching=True, seed=0,
+            enforce_eager=not torch.cuda.is_available(),
+        )
+    )  # fmt: skip
 
 
 def generate(

@@ -1,6 +1,6 @@
 """Scores and texts of the same checkpoints by vLLM and by transformers, in one environment (requirements-vllm.txt).
 
-    .venv-vllm/bin/python benchmarks/vllm_parity.py --demo outputs/demo --quantised outputs/demo/pointwise_awq
+    .venv-vllm/bin/python tools/vllm_parity.py --demo outputs/demo --quantised outputs/demo/pointwise_awq
 
 writes docs/vllm_parity.json: versions, command, and for every checkpoint and dtype the largest difference of the label
 log-probabilities (renormalised over the labels) and the share of greedy completions that are equal.
@@ -69,7 +69,7 @@ def reasoner(folder: Path, dtype: str, rows: QueryRows, max_new_tokens: int) -> 
 
 
 def main() -> None:
-    """One checkpoint and dtype after another, in child processes: vLLM gives its memory back only with its process."""
+    """One checkpoint and dtype after another."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--demo", type=Path, default=Path("outputs/demo"), help="folder written by make demo")
     parser.add_argument("--quantised", type=Path, help="written by awq_quantization.py")
