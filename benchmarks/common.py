@@ -22,6 +22,8 @@ import torch  # noqa: E402
 from tokenizers import Tokenizer, models, pre_tokenizers  # noqa: E402
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM  # noqa: E402
 
+from podium.batching.padding import pad  # noqa: E402
+
 LAYERS, WIDTH, HEADS, KV_HEADS, INTERMEDIATE = 6, 384, 6, 2, 1024
 YES, NO = 5, 6
 LABELS = torch.tensor([YES, NO])
@@ -108,6 +110,12 @@ def group_of(prefix: int, suffix: int, candidates: int, vocabulary: int) -> tupl
     return context, [[FIRST_WORD + at, *random_ids(length - 1, vocabulary)] for at, length in enumerate(lengths)]
 
 
+def texts(ids: list[list[int]]) -> dict[str, torch.Tensor]:
+    """Right-padded ids and mask."""
+    input_ids, mask = pad(ids, 0)
+    return {"input_ids": input_ids, "attention_mask": mask}
+
+
 def _memory(field: str) -> float:
     """VmHWM (peak) or VmRSS of this process in MB."""
     for line in Path("/proc/self/status").read_text().splitlines():
@@ -137,9 +145,21 @@ def difference(one: Any, two: Any) -> float | None:
     return float((torch.as_tensor(one).detach() - torch.as_tensor(two).detach()).abs().max())
 
 
+def met(entry: dict[str, Any]) -> bool | None:
+    """Whether an entry reaches its target; None without one, or where memory could not be measured."""
+    ours, theirs = (arm["peak_mb"] for arm in entry["arms"].values())
+    reached = {"ratio": entry["ratio"], "of_limit": entry["ratio"] / entry["limit"]}
+    if ours and theirs:
+        reached["memory"] = theirs / ours
+    target = entry["target"]
+    if not target or not set(target) <= set(reached):
+        return None
+    return all(reached[name] >= least for name, least in target.items())
+
+
 def compare(
     row: str, ours: Arm, peers: Sequence[Arm], repeats: int, limits: dict[str, float] | None = None,
-    target: dict[str, str] | None = None,
+    target: dict[str, dict[str, float]] | None = None,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Time all arms of a row; print and return one entry a peer.
 
@@ -149,7 +169,7 @@ def compare(
         peers: the others.
         repeats: timed runs; one run before them warms up and is compared, one measures memory.
         limits: of the ratio, by peer; by default that of the operations.
-        target: what was promised, by peer.
+        target: what was promised, by peer: at least this "ratio", share "of_limit", or times less "memory".
     """
     arms = [ours, *peers]
     results = {arm.name: arm.run() for arm in arms}
@@ -182,9 +202,10 @@ def compare(
             {
                 "row": f"{row} | {peer.name}", "arms": {name: figures[name] for name in (ours.name, peer.name)},
                 "ratio": round(ratio, 4), "limit": round(limit, 4), "max_abs_diff": apart,
-                "target": (target or {}).get(peer.name),
+                "target": (target or {}).get(peer.name, {}),
             }
         )  # fmt: skip
+        entries[-1]["met"] = met(entries[-1])
         print(
             f"  ratio to {peer.name}: {ratio:.2f} of a limit of {limit:.2f} ({ratio / limit:.2f}), difference {apart}"
         )

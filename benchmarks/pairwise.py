@@ -34,7 +34,7 @@ def row(context: int, response: int, pairs: int, vocabulary: int, repeats: int) 
     name = f"pairwise context={context} response={response}, {pairs} pairs"
     own = Arm("two orders in one row", ours, tokens, cost(tokens))
     peer = Arm("two padded rows", padded, ids.numel(), cost(ids.numel()))
-    return common.compare(name, own, [peer], repeats, target={peer.name: "≥ 0.9 of the limit"})
+    return common.compare(name, own, [peer], repeats, target={peer.name: {"of_limit": 0.9}})
 
 
 def main() -> None:

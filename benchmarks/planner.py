@@ -28,7 +28,7 @@ def row(name: str, groups: list[list[list[int]]], vocabulary: int, repeats: int)
     cost = lambda tokens: common.flops(tokens, 0, vocabulary)  # noqa: E731
     peer = Arm("plain padded rows", padded, ids.numel(), cost(ids.numel()))
     own = Arm("as planned", planned, tokens, cost(tokens))
-    return common.compare(f"planner {name}", own, [peer], repeats, target={peer.name: "≥ 0.95"})
+    return common.compare(f"planner {name}", own, [peer], repeats, target={peer.name: {"ratio": 0.95}})
 
 
 def main() -> None:

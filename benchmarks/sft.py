@@ -76,7 +76,7 @@ def row(count: int, vocabulary: int, repeats: int, max_logits: int | None = None
             Arm("HF default: padded, full logits", hugging_face, padded, cost(padded, padded)),
         ]
         own = Arm("packed, chunked losses", ours, tokens, cost(tokens, read))
-        targets = {peers[0].name: "≥ 0.95", peers[1].name: "memory 5–30× below"}
+        targets = {peers[0].name: {"ratio": 0.95}, peers[1].name: {"memory": 5.0}}
         return common.compare(f"SFT step {count} rows V={vocabulary}", own, peers, repeats, target=targets)
 
 

@@ -9,10 +9,14 @@ from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
     Gemma2Config,
+    JambaConfig,
     LlamaConfig,
+    MambaConfig,
     MistralConfig,
     Qwen2Config,
     Qwen3Config,
+    Qwen3NextConfig,
+    RecurrentGemmaConfig,
 )
 from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
 
@@ -148,11 +152,19 @@ def test_fp32(family):
 def test_bf16_errs_no_more_than_separate_rows(family):
     exact, _ = make(family, torch.float32)
     groups = [prompts for seed in range(6) for prompts in groups_of(seed)]
-    truth = separate_scores(exact, groups)
     half, scorer = make(family, torch.bfloat16)
-    separate = (separate_scores(half, groups).float() - truth).square().mean().sqrt()
-    packed = (packed_scores(scorer, packed_batch(groups)) - truth).square().mean().sqrt()
-    assert 0 < packed <= 1.25 * separate
+    scores, gradients = [], []
+    for model, found in (
+        (exact, separate_scores(exact, groups)),
+        (half, separate_scores(half, groups)),
+        (scorer, packed_scores(scorer, packed_batch(groups))),
+    ):
+        loss_of(found.float(), groups).backward()
+        scores.append(found.detach().float())
+        gradients.append(torch.cat([one.grad.float().flatten() for one in model.parameters()]))
+    for truth, separate, packed in (scores, gradients):
+        errors = [(one - truth).square().mean().sqrt() for one in (separate, packed)]
+        assert 0 < errors[1] <= 1.25 * errors[0]
 
 
 def test_fifty_steps_are_those_of_separate_rows():
@@ -409,6 +421,26 @@ def test_flash_attention_refuses_layouts_and_masks():
     for options in ({"layout": attention.make_layout([(4, ())])}, {"mask": mask}):
         with pytest.raises(ValueError, match="flash_attention_2 has no shared prefixes"):
             scorer(torch.ones(1, 4, dtype=torch.long), **options)
+
+
+def test_a_layout_that_attention_would_ignore_is_refused():
+    _, scorer = make("qwen2", torch.float32)
+    batch = packed_batch(groups_of())
+    scorer(**batch, label_ids=LABELS)
+    for changed in ("sdpa", "eager", "flash_attention_2"):
+        # e.g. model.set_attn_implementation after the scorer was made
+        scorer.backbone.config._attn_implementation = changed
+        with pytest.raises(ValueError, match=f"need attn_implementation=podium, not {changed}"):
+            scorer(**batch, label_ids=LABELS)
+
+
+@pytest.mark.parametrize(
+    "config", [MambaConfig(), JambaConfig(), RecurrentGemmaConfig(), Qwen3NextConfig()], ids=lambda one: one.model_type
+)
+def test_recurrent_and_hybrid_layers_are_refused(config):
+    # their state runs through the whole row: siblings would be seen whatever the mask
+    config._attn_implementation = "sdpa"
+    assert config.model_type in attention.refusal(config)
 
 
 @pytest.mark.parametrize("family", sorted(CONFIGS))

@@ -210,12 +210,19 @@ def to_device(layout: Layout, device: torch.device) -> Layout:
     return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in layout.items()} | nested
 
 
-def body_options(layout: Layout, input_ids: Tensor, position_ids: Tensor | None) -> dict[str, Any]:
+def body_options(config: Any, layout: Layout, input_ids: Tensor, position_ids: Tensor | None) -> dict[str, Any]:
     """Arguments of a transformers body for one packed row.
 
     The masks are cached for the layers of this one forward. A ready 4-D mask, which is then not looked at, keeps
     transformers from making its own: it takes restarted positions for new sequences.
+
+    Raises:
+        ValueError: the backbone's attention is not this module's, so it would ignore the layout without a word.
     """
+    if config._attn_implementation != NAME:
+        raise ValueError(
+            f"packed rows need attn_implementation={NAME}, not {config._attn_implementation}: attention.install(model)"
+        )
     return {
         "attention_mask": torch.empty(1, 1, 1, 1, device=input_ids.device),
         "position_ids": layout["position"][None] if position_ids is None else position_ids,

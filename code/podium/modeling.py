@@ -370,7 +370,7 @@ class Embedder(nn.Module):
 
     def _packed(self, input_ids_T: Tensor, lengths: list[int]) -> Tensor:
         layout = attention.to_device(attention.make_layout([(length, ()) for length in lengths]), input_ids_T.device)
-        options = attention.body_options(layout, input_ids_T, None)
+        options = attention.body_options(self.backbone.config, layout, input_ids_T, None)
         hidden_TD = self.backbone(input_ids=input_ids_T[None], use_cache=False, **options).last_hidden_state[0]
         if self.pooling == "mean":
             return self._unit(torch.stack([part.mean(0) for part in hidden_TD.split(lengths)]))
@@ -449,7 +449,7 @@ class LabelScorer(nn.Module):
         ):
             raise ValueError(f"packed rows and masks cannot be used: {self.packing_refusal}")
         if layout is not None:
-            options = attention.body_options(layout, input_ids, position_ids)
+            options = attention.body_options(model.config, layout, input_ids, position_ids)
         if mask is not None:
             blocked = torch.finfo(model.dtype).min
             options = {
