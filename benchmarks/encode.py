@@ -25,7 +25,7 @@ def row(count: int, vocabulary: int, repeats: int) -> list[dict]:
         return texts(tokenizer(part, add_special_tokens=False)["input_ids"])  # type: ignore[arg-type]
 
     def ours() -> torch.Tensor:
-        return engine.embed(embedder, corpus, tokenize, 4096, quiet=True)
+        return engine.embed(embedder, corpus, tokenize, 2048, quiet=True)
 
     with tempfile.TemporaryDirectory() as folder:
         common.make_model(vocabulary).save_pretrained(folder)
@@ -62,9 +62,9 @@ def row(count: int, vocabulary: int, repeats: int) -> list[dict]:
 
 
 def main() -> None:
-    """2,000 texts, or 300."""
+    """600 texts, or 100."""
     options = common.arguments(__doc__)
-    common.write(options.json, row(300 if options.quick else 2000, 2048, options.repeats))
+    common.write(options.json, row(100 if options.quick else 600, 2048, options.repeats))
 
 
 if __name__ == "__main__":

@@ -112,9 +112,9 @@ def row(count: int, vocabulary: int, repeats: int) -> list[dict]:
 
 
 def main() -> None:
-    """A batch of 256, or 32."""
+    """A batch of 64, or 12."""
     options = common.arguments(__doc__)
-    common.write(options.json, row(32 if options.quick else 256, 2048, options.repeats))
+    common.write(options.json, row(12 if options.quick else 64, 2048, options.repeats))
 
 
 if __name__ == "__main__":

@@ -82,14 +82,14 @@ def batches(sizes: list[int]) -> Figures:
 
 
 def corpora(sizes: list[int]) -> Figures:
-    """Top 64 of n documents for 256 queries, 64 queries at a time."""
+    """Top 64 of n documents for 256 queries."""
     from podium import search
 
     query_QD, figures = torch.randn(256, common.WIDTH), {"top 64 for 256 queries": {}}
     for size in sizes:
         document_MD = torch.randn(size, common.WIDTH)
         figures["top 64 for 256 queries"][size] = timed(
-            lambda document_MD=document_MD: search.top_k(query_QD, document_MD, 64, block=64)
+            lambda document_MD=document_MD: search.top_k(query_QD, document_MD, 64)
         )
     return figures
 
