@@ -144,7 +144,9 @@ def test_a_merged_ranker_has_its_card_and_opens_as_a_cross_encoder(ranker, rows)
 
 
 @needs_compressor
-@pytest.mark.parametrize("method", quantization.METHODS)
+@pytest.mark.parametrize(
+    "method", [pytest.param(one, marks=pytest.mark.long if one == "autoround" else ()) for one in quantization.METHODS]
+)
 def test_every_method_gives_a_checkpoint_that_transformers_loads(method, ranker, tmp_path, monkeypatch, capsys):
     source, texts = ranker
     out = tmp_path / "out"
