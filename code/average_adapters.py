@@ -47,7 +47,7 @@ def main(cfg: AverageAdapters) -> None:
         base = modeling.load_backbone(meta.base_model, task).to(accelerator.device)
         model = averaging.average(base, cfg.checkpoints, cfg.weights).eval()
 
-        def score() -> float:
+        def score() -> dict[str, float]:
             if meta.stage == "embedding":
                 data.validation.explanations = tables.checkpoint_explanations(cfg.checkpoints[0], meta)
                 ranked = retrieval.rank(
@@ -55,22 +55,23 @@ def main(cfg: AverageAdapters) -> None:
                     meta.max_length_tokens, views=["rationale" if cfg.rationales else "plain"], top_k=25,
                     max_tokens_per_batch=cfg.max_tokens_per_batch, quiet=True,
                 )  # fmt: skip
-                return metrics.report(ranked, data.validation.gold(), data.seen)["map@25"]["all"]
+                return metrics.report(ranked, data.validation.gold(), data.seen)["map@25"]
             return score_ranker(cfg, meta, model, tokenizer, data)
 
-        figures: dict[str, float] = {}
+        figures: dict[str, dict[str, float]] = {}
         for name in [*map(str, range(len(cfg.checkpoints))), averaging.AVERAGE]:
             model.set_adapter(name)
             figures[name] = score()
-            print(f"{name if name == averaging.AVERAGE else cfg.checkpoints[int(name)]}: MAP@25 {figures[name]:.4f}")
-        single = max(value for name, value in figures.items() if name != averaging.AVERAGE)
-        accepted = figures[averaging.AVERAGE] >= single + cfg.min_gain
+            print(f"{name if name == averaging.AVERAGE else cfg.checkpoints[int(name)]}: MAP@25 {figures[name]}")
+        single = max(value["all"] for name, value in figures.items() if name != averaging.AVERAGE)
+        average = figures[averaging.AVERAGE]["all"]
+        accepted = average >= single + cfg.min_gain
         contracts.write_json(run.folder / "report.json", {"map@25": figures, "accepted": accepted})
         if accepted:
             averaging.save(model, run.folder)
             tokenizer.save_pretrained(run.folder)
             meta = dataclasses.replace(
-                meta, folds_trained=folds, best_metric={"map@25": figures[averaging.AVERAGE]},
+                meta, folds_trained=folds, best_metric={"map@25": average},
                 extra={**meta.extra, "averaged": cfg.checkpoints, "validation_in_sample": cfg.validation_fold in folds},
             )  # fmt: skip
             sharing.copy_companions(Path(cfg.checkpoints[0]), run.folder, records=False)
@@ -80,8 +81,10 @@ def main(cfg: AverageAdapters) -> None:
         run.finish(rows={"validation rows": len(data.validation)}, facts={"accepted": accepted})
 
 
-def score_ranker(cfg: AverageAdapters, meta: contracts.CheckpointMeta, model: Any, tokenizer: Any, data: Any) -> float:
-    """MAP@25 of a ranker on the validation lists."""
+def score_ranker(
+    cfg: AverageAdapters, meta: contracts.CheckpointMeta, model: Any, tokenizer: Any, data: Any
+) -> dict[str, float]:
+    """MAP@25 of a ranker on the validation lists: all, seen, unseen."""
     if cfg.groups is None:
         raise DataError(
             "rankers are compared on their validation lists; give groups=<folder written by prepare_ranker_data.py>"
@@ -93,7 +96,11 @@ def score_ranker(cfg: AverageAdapters, meta: contracts.CheckpointMeta, model: An
         LabelScorer(model).eval(), cfg.checkpoints[0], meta, tokenizer, valid, lists,
         use_rationale=cfg.rationales is not None, max_tokens_per_batch=cfg.max_tokens_per_batch, quiet=True,
     )  # fmt: skip
-    return metrics.list_figures(lists, scores, valid.label, data.seen)["map@25"]
+    figures = metrics.list_figures(lists, scores, valid.label, data.seen)
+    return {
+        "all": figures["map@25"],
+        **{part: figures[f"map@25/{part}"] for part in ("seen", "unseen") if f"map@25/{part}" in figures},
+    }
 
 
 if __name__ == "__main__":

@@ -71,6 +71,7 @@ def test_the_gate_keeps_or_refuses(adapters, questions_dir, tmp_path, capsys):
     running.run("average_adapters", *given, f"output_dir={tmp_path / 'no'}", "min_gain=1.0")
     report = json.loads((tmp_path / "no" / "report.json").read_text())
     assert report["accepted"] is False and set(report["map@25"]) == {"0", "1", "average"}
+    assert all({"all", "seen", "unseen"} == set(one) for one in report["map@25"].values())
     assert not (tmp_path / "no" / "adapter_config.json").exists() and "no checkpoint" in capsys.readouterr().out
     running.run("average_adapters", *given, f"output_dir={tmp_path / 'yes'}", "min_gain=-1.0")
     meta = contracts.read_meta(tmp_path / "yes")

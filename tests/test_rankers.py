@@ -242,12 +242,25 @@ def test_batches_hold_whole_groups_with_gold_where_target_says(rows, grouped, to
 
 
 def test_unlabelled_sources_learn_nothing_from_their_label(rows, grouped, tokenizer):
-    made = collator(rows, grouped, tokenizer, unlabelled=["train"])
+    made = collator(rows, grouped, tokenizer)
+    made.labelled = [False] * len(made.labelled)
     (batch, *_) = made(0, np.arange(4))
     assert not batch["labelled"].any() and len(batch["lm_read"]) == 0
     scores = torch.randn(len(batch["target"]), batch["valid"].shape[1], requires_grad=True)
     total, _, _ = losses.group_softmax(scores, batch["target"], batch["valid"], batch["labelled"])
     assert total.item() == 0
+
+
+def test_unlabelled_sources_without_a_teacher_are_left_out(rows, grouped, capsys):
+    mixed = select(rows, list(range(len(rows))))
+    mixed.source = ["synthetic" if at % 3 == 0 else "train" for at in range(len(rows))]
+    made = ranker_data.ranker_rows(mixed, grouped[3], ["synthetic"], False)
+    assert set(made.rows.source) == {"train"} and all(made.labelled) and "need a teacher" in capsys.readouterr().out
+    taught = grouped[3].assign(teacher_score=1.0)
+    made = ranker_data.ranker_rows(mixed, taught, ["synthetic"], True)
+    assert made.labelled == [source == "train" for source in made.rows.source] and not all(made.labelled)
+    with pytest.raises(DataError, match="teacher only"):
+        ranker_data.ranker_rows(mixed, grouped[3], ["synthetic", "train"], False)
 
 
 def test_missing_teacher_scores_are_refused(rows, grouped):

@@ -113,7 +113,9 @@ def ranker_rows(
     rows: QueryRows, groups: pd.DataFrame, unlabelled_sources: list[str], with_teacher: bool,
     lists: frozenset[str] = frozenset(),
 ) -> RankerRows:  # fmt: skip
-    """Join training rows with their groups. Rows without a group (not mined) are left out, and their count is printed.
+    """Join training rows with their groups. Rows that nothing is learnt from are left out, and their count is printed.
+
+    These are the rows without a group (not mined) and, without a teacher, those of `unlabelled_sources`.
 
     `lists` are the validation queries, whose groups are whole ranked lists: when they are trained on (full fit) with a
     teacher, only their scored candidates take part, and those whose gold one is not scored are left out.
@@ -127,6 +129,15 @@ def ranker_rows(
         raise DataError("none of the training rows is in the groups table; prepare groups for this question table")
     if len(keep) < len(rows):
         print(f"{len(keep)} of {len(rows)} training rows have candidates; training on these")
+    if not with_teacher and unlabelled_sources:
+        whole = len(keep)
+        keep = [at for at in keep if rows.source[at] not in unlabelled_sources]
+        if not keep:
+            raise DataError(
+                f"all training rows are of unlabelled_sources {unlabelled_sources}; they learn from a teacher only"
+            )
+        if len(keep) < whole:
+            print(f"{whole - len(keep)} rows of {unlabelled_sources} need a teacher (distillation) and are left out")
     if with_teacher:
         for query in (query for query in lists if query in grouped):
             grouped[query] = grouped[query][grouped[query]["teacher_score"].notna()]
