@@ -34,7 +34,7 @@ def separate_scores(model, renderer, index, candidates, labels, rationale=None):
     scores = []
     for one in candidates:
         parts = prompts.pointwise_parts(
-            renderer.rows.text[index], renderer.rows.names[one], "plain", rationale=rationale
+            renderer.rows.text[index], renderer.rows.names[one], renderer.style, rationale=rationale
         )
         ids = tokenization.encode(renderer.tokenizer, ["".join(parts)])
         logits = model.backbone(torch.tensor(ids)).logits[0, -1]
@@ -42,8 +42,10 @@ def separate_scores(model, renderer, index, candidates, labels, rationale=None):
     return scores
 
 
+@pytest.mark.parametrize("style", ["plain", "instruct", "candidate_first"])
 @pytest.mark.parametrize("use_rationale", [False, True])
-def test_packed_scores_equal_separate_rows(model, renderer, rows, labels, use_rationale):
+def test_packed_scores_equal_separate_rows(model, rows, tokenizer, labels, style, use_rationale):
+    renderer = PointwiseRenderer(rows, tokenizer, style, 480)
     ids = sorted(rows.names)
     lists = [(0, ids[:7]), (1, ids[5:8]), (2, ids[9:10])]
     packed = ranking.score_pointwise(

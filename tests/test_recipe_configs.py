@@ -98,6 +98,16 @@ def test_full_fit_trains_on_everything_and_says_so(backbones, workplace, monkeyp
     assert 0 in meta.folds_trained and meta.extra["validation_in_sample"] is True
 
 
+def test_the_recipe_s_own_prompt_order_trains(backbones, workplace, monkeypatch, tmp_path):
+    monkeypatch.chdir(workplace)
+    running.run(
+        "train_ranker_pointwise", f"model.backbone={backbones / 'untied'}", f"output_dir={tmp_path}", "loop.max_steps=1",
+        "prompt_style=candidate_first", "data.validation_rows=4", "validation_depth=5", config_name="conf_pointwise_14b",
+    )  # fmt: skip
+    (line, *_) = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
+    assert math.isfinite(line["loss"]) and contracts.read_meta(tmp_path).prompt_style == "candidate_first"
+
+
 def test_the_recipe_s_commands_are_accepted():
     """Every `accelerate launch` line of README and docs/eedi.md, checked as its script would check it."""
     import re
