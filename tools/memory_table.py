@@ -1,6 +1,6 @@
 """Predicted memory of every config at its own settings: the tables of docs/scaling.md.
 
-    python tools/memory_table.py                            # all; rewrites the tables
+    python tools/memory_table.py                            # all; rewrites the tables, configs' headers and README
     python tools/memory_table.py conf_listwise_72b …        # these, printed
     python tools/memory_table.py conf_qwen_small --gpu t4-16gb --backbone Qwen/Qwen2.5-3B -- model.quantization=nf4
 
@@ -28,9 +28,10 @@ import torch
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "code"), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT / "code"), str(ROOT / "tests"), str(ROOT / "tools")]
 os.environ.update(TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1", CUDA_VISIBLE_DEVICES="")
 
+import memory_headers  # noqa: E402
 import published  # noqa: E402
 import running  # noqa: E402
 
@@ -253,6 +254,7 @@ def main() -> None:
         text = DOCUMENT.read_text()
         before, after = text.split(MARKS[0])[0], text.split(MARKS[1])[1]
         DOCUMENT.write_text(f"{before}{MARKS[0]}\n{tables(place)}\n{MARKS[1]}{after}")
+    memory_headers.write()
 
 
 if __name__ == "__main__":
