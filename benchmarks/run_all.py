@@ -92,7 +92,7 @@ def main() -> None:
     (docs / "benchmarks.json").write_text(json.dumps(entries, indent=1) + "\n")
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
     reached = [entry["met"] for entry in entries if entry["met"] is not None]
-    missed = HERE / "missed.md"
+    notes = HERE / "notes.md"
     page = f"""# Benchmarks
 
 Written by `make bench` on {datetime.date.today()}; {machine()}; {versions}; shapes: {"--quick, small" if options.quick else "full"}.
@@ -103,7 +103,7 @@ adds to the process at its peak. {sum(reached)} of {len(reached)} targets were m
 
 {table(entries)}
 
-{missed.read_text() if missed.is_file() else ""}
+{notes.read_text() if notes.is_file() else ""}
 ## Scaling
 
 ![Scaling](benchmarks_scaling.png)
