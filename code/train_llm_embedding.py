@@ -11,6 +11,7 @@ from podium import (
     dry_run,
     grad_cache,
     losses,
+    memory,
     metrics,
     mining,
     modeling,
@@ -120,12 +121,16 @@ def main(cfg: Retriever) -> None:
                 accelerator=accelerator, tokenizer=tokenizer, collate=collate, count=len(data.train), loop=as_dict(cfg.loop),
                 gpu=cfg.gpu, output_dir=cfg.output_dir,
             )  # fmt: skip
+        plan = memory.Plan("embedding", embed, as_dict(cfg.model), as_dict(cfg.optimizer), micro_step)
+        chosen = dry_run.settled(
+            plan, accelerator=accelerator, collate=collate, count=len(data.train), loop=as_dict(cfg.loop)
+        )
         if hard and hard.refresh_every_steps:
             micro_step = mining.refreshing(
                 micro_step, collate, lambda model: rank(accelerator.unwrap_model(model), data.train, hard.top),
                 hard.refresh_every_steps, run.folder / "hard_negatives", training.steps_done(run.folder),
             )  # fmt: skip
-        model = embed(modeling.prepare_for_training(**as_dict(cfg.model), task="embedding", seed=cfg.loop.seed))
+        model = embed(modeling.prepare_for_training(**chosen, task="embedding", seed=cfg.loop.seed))
         optimizer = optim.make_optimizer(model, **as_dict(cfg.optimizer))
         progress = training.train(
             accelerator=accelerator, model=model, optimizer=optimizer, count=len(data.train), collate=collate,

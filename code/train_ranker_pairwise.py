@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from podium import config, contracts, dry_run, losses, modeling, optim, stage, tokenization, training
+from podium import config, contracts, dry_run, losses, memory, modeling, optim, stage, tokenization, training
 from podium.errors import DataError
 from podium.pairwise import features, head, judge, measures, prompts
 from podium.pairwise.losses import preference
@@ -81,7 +81,11 @@ def main(cfg: PairRanker) -> None:
                 tokenizer=tokenizer, collate=collate, count=len(data.train), loop=as_dict(cfg.loop), gpu=cfg.gpu,
                 output_dir=cfg.output_dir,
             )  # fmt: skip
-        model: Any = wrap(modeling.prepare_for_training(**as_dict(cfg.model), task=task, seed=cfg.loop.seed))
+        plan = memory.Plan(task, wrap, as_dict(cfg.model), rates, training.plain(loss, accelerator))
+        chosen = dry_run.settled(
+            plan, accelerator=accelerator, collate=collate, count=len(data.train), loop=as_dict(cfg.loop)
+        )
+        model: Any = wrap(modeling.prepare_for_training(**chosen, task=task, seed=cfg.loop.seed))
         optimizer = optim.make_optimizer(model, **rates)
         progress = training.train(
             accelerator=accelerator, model=model, optimizer=optimizer, count=len(data.train), collate=collate,

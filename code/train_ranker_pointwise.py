@@ -12,6 +12,7 @@ from podium import (
     demos,
     dry_run,
     losses,
+    memory,
     metrics,
     modeling,
     optim,
@@ -99,7 +100,13 @@ def main(cfg: Ranker) -> None:
                 accelerator=accelerator, tokenizer=tokenizer, collate=collate, count=len(train.rows), loop=as_dict(cfg.loop),
                 gpu=cfg.gpu, output_dir=cfg.output_dir,
             )  # fmt: skip
-        model = LabelScorer(modeling.prepare_for_training(**as_dict(cfg.model), task="causal_lm", seed=cfg.loop.seed))
+        plan = memory.Plan(
+            "causal_lm", LabelScorer, as_dict(cfg.model), as_dict(cfg.optimizer), training.plain(loss, accelerator)
+        )
+        chosen = dry_run.settled(
+            plan, accelerator=accelerator, collate=collate, count=len(train.rows), loop=as_dict(cfg.loop)
+        )
+        model = LabelScorer(modeling.prepare_for_training(**chosen, task="causal_lm", seed=cfg.loop.seed))
         accelerator.print(modeling.packing_note(model, cfg.model.lora.dropout if cfg.model.lora else 0.0))
         optimizer = optim.make_optimizer(model, **as_dict(cfg.optimizer))
         progress = training.train(

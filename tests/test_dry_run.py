@@ -10,7 +10,7 @@ import pytest
 import running
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from podium import checkpoint, doctor, memory
+from podium import checkpoint, doctor, dry_run, memory, modeling
 from podium.errors import ArgumentError
 
 TRAINERS = ("train_llm_reasoner", "train_llm_embedding", "train_ranker_pointwise", "train_ranker_listwise")
@@ -293,3 +293,30 @@ def test_the_doctor_refuses_wrong_versions(tmp_path, monkeypatch):
     real = doctor.python
     monkeypatch.setattr(doctor.sys, "version_info", (3, 10, 0))
     assert real().state == "missing"
+
+
+@pytest.mark.parametrize(("room", "decision"), [(1e5, "on"), (1e12, "off")])
+@pytest.mark.parametrize("script", ["train_ranker_pointwise", "train_llm_embedding"])
+def test_automatic_checkpointing_follows_the_predicted_memory(script, room, decision, overrides, capsys, monkeypatch):
+    monkeypatch.setattr(dry_run, "_free_memory", lambda: room)
+    switched = []
+    real = modeling.enable_gradient_checkpointing
+    monkeypatch.setattr(modeling, "enable_gradient_checkpointing", lambda model: (switched.append(model), real(model)))
+    running.run(script, *overrides(script, "model.gradient_checkpointing=auto", "loop.max_steps=1", "loop.epochs=null"))
+    said = capsys.readouterr().out
+    assert re.search(
+        rf"gradient checkpointing {decision}: without it a step needs \d+\.\d\d GiB, the free memory", said
+    )
+    trained = [model for model in switched if next(model.parameters()).device.type == "cpu"]
+    assert bool(trained) == (decision == "on")
+
+
+def test_a_dry_run_decides_checkpointing_for_the_gpu_that_is_asked_for(overrides, capsys):
+    running.run(
+        "train_ranker_pointwise",
+        *overrides("train_ranker_pointwise", "model.gradient_checkpointing=auto", "dry_run=true", "gpu=t4-16gb"),
+    )
+    assert re.search(
+        r"gradient checkpointing off: without it a step needs \d+\.\d\d GiB, t4-16gb has 1\d\.\d\d",
+        capsys.readouterr().out,
+    )

@@ -5,6 +5,7 @@ batch with its loss mask, token lengths, steps, predicted memory, and two steps 
 the model. Nothing is written to the run's folder.
 """
 
+import dataclasses
 import json
 import math
 import shutil
@@ -217,6 +218,61 @@ def _free_memory() -> float:
     return int(line.split()[1]) * 1024.0
 
 
+def _device(
+    wanted: tuple[memory.Gpu, int] | None, gpu: str | None, accelerator: Accelerator
+) -> tuple[torch.dtype, float, str]:
+    """Dtype of weights, bytes that tensors may fill, and name of the asked-for device or of this machine's."""
+    if wanted:
+        dtype = torch.bfloat16 if wanted[0].bf16 else torch.float16
+        return dtype, memory.capacity(wanted[0].mebibytes), str(gpu)
+    dtype = modeling.default_dtype()
+    if torch.cuda.is_available() and accelerator.device.type == "cuda":
+        room = memory.capacity(torch.cuda.get_device_properties(0).total_memory // 2**20)
+        return dtype, room, torch.cuda.get_device_name(0)
+    return dtype, _free_memory() / accelerator.num_processes, "the free memory of this machine"
+
+
+def _shards(wanted: tuple[memory.Gpu, int] | None, accelerator: Accelerator) -> int:
+    """Devices that FSDP2 shards over."""
+    return wanted[1] if wanted else accelerator.num_processes if accelerator.is_fsdp2 else 1
+
+
+def settled(
+    plan: memory.Plan, *, accelerator: Accelerator, collate: training.Collate, count: int, loop: dict[str, Any],
+    gpu: str | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """The plan's `model` block; where gradient_checkpointing is `auto`, the main process decides it and prints why.
+
+    Recomputing activations costs a third to a half more operations, so it is done only where a step would not fit without.
+
+    Args:
+        plan: of the run.
+        accelerator: of the run.
+        collate: of the run.
+        count: training samples.
+        loop: the settings' `loop` block.
+        gpu: as in `report`.
+    """
+    if plan.model["gradient_checkpointing"] != "auto":
+        return plan.model
+    without = {**plan.model, "gradient_checkpointing": False}
+    decided = None
+    if accelerator.is_main_process:
+        wanted = memory.parse_gpu(gpu) if gpu else None
+        shards, replicas = _shards(wanted, accelerator), accelerator.num_processes
+        dtype, room, device = _device(wanted, gpu, accelerator)
+        sampled = sampled_steps(collate, count, loop, max(shards, replicas))
+        needed = peak(
+            dataclasses.replace(plan, model=without), dtype, sampled, shards=shards, replicas=replicas
+        ).largest
+        decided = needed.total > room
+        accelerator.print(
+            f"gradient checkpointing {'on' if decided else 'off'}: without it a step needs"
+            f" {needed.total / memory.GIB:.2f} GiB, {device} has {room / memory.GIB:.2f}"
+        )
+    return {**without, "gradient_checkpointing": broadcast_object_list([decided])[0]}
+
+
 def report(
     task: modeling.Task,
     wrap: Callable[[nn.Module], nn.Module],
@@ -256,6 +312,8 @@ def report(
     """
     plan = memory.Plan(task, wrap, model, optimizer, micro_step)
     wanted = memory.parse_gpu(gpu) if gpu else None
+    chosen = settled(plan, accelerator=accelerator, collate=collate, count=count, loop=loop, gpu=gpu)
+    plan = dataclasses.replace(plan, model=chosen)
     problem = None
     if accelerator.is_main_process:
         problem = _describe(plan, wanted, gpu, accelerator, tokenizer, collate, count, loop, output_dir)
@@ -273,7 +331,7 @@ def _describe(
     """Print everything that needs no step; returns why the run cannot be, or None."""
     say = accelerator.print
     processes = accelerator.num_processes
-    shards = wanted[1] if wanted else processes if accelerator.is_fsdp2 else 1
+    shards = _shards(wanted, accelerator)
     world = max(shards, processes)
     steps = training.total_steps(count, loop["batch_size"], loop["epochs"], loop["max_steps"])
     an_epoch = math.ceil(count / loop["batch_size"])
@@ -292,10 +350,7 @@ def _describe(
     say("one micro-batch:")
     show_batch(min(flat, key=memory.padded_tokens), tokenizer, say)
 
-    if wanted:
-        dtype = torch.bfloat16 if wanted[0].bf16 else torch.float16
-    else:
-        dtype = modeling.default_dtype()
+    dtype, room, device = _device(wanted, gpu, accelerator)
     found = peak(plan, dtype, sampled, shards=shards, replicas=processes)
     needed = found.largest
     shared = f" ({'FSDP2' if shards > 1 else 'DDP'} over {world})" if world > 1 else ""
@@ -303,13 +358,6 @@ def _describe(
         + ", ".join(f"{name} {getattr(needed, name) / memory.GIB:.2f}" for name in
                     ("weights", "trained", "gradients", "optimizer", "logits", "activations"))
         + f"; together {needed.total / memory.GIB:.2f}")  # fmt: skip
-    if wanted:
-        room, device = memory.capacity(wanted[0].mebibytes), str(gpu)
-    elif torch.cuda.is_available() and accelerator.device.type == "cuda":
-        room = memory.capacity(torch.cuda.get_device_properties(0).total_memory // 2**20)
-        device = torch.cuda.get_device_name(0)
-    else:
-        room, device = _free_memory() / processes, "the free memory of this machine"
     largest, fits = found.tokens_that_fit(room), needed.total <= room
     say(f"{'fits' if fits else 'DOES NOT FIT'} {device}: {needed.total / memory.GIB:.2f} of {room / memory.GIB:.2f} GiB; the largest"
         f" micro-batch that fits has about {largest:,} padded tokens, this run's has {found.tokens[1]:,}")  # fmt: skip

@@ -53,7 +53,8 @@ class Model:
     dtype: Literal["float32", "bfloat16", "float16"] | None
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2"]
     quantization: Literal["nf4"] | None
-    gradient_checkpointing: bool
+    gradient_checkpointing: bool | Literal["auto"]
+    """auto: on where the predicted memory of a step without it does not fit (podium/dry_run.py)."""
     lora: Lora | None
 
     def __post_init__(self) -> None:
