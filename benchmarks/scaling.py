@@ -146,7 +146,9 @@ def draw(figures: dict[str, Figures], path: Path) -> None:
     labels = {"candidates": "candidates of one query", "batch": "queries in a contrastive step",
               "corpus": "documents searched", "processes": "processes of one thread"}  # fmt: skip
     plain = FuncFormatter(lambda value, _: f"{value:g}")
-    figure, axes = pyplot.subplots(2, len(figures), figsize=(4 * len(figures), 6.4), constrained_layout=True)
+    figure, axes = pyplot.subplots(
+        2, len(figures), squeeze=False, figsize=(4 * len(figures), 6.4), constrained_layout=True
+    )
     for column, (name, arms) in enumerate(figures.items()):
         for line, (key, unit) in enumerate((("seconds", "seconds"), ("peak_mb", "MB added at the peak"))):
             axis = axes[line][column]
