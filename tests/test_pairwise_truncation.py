@@ -95,6 +95,20 @@ def test_defect_wsdm_10_characters_stay_intact(pair_tokenizer):
     assert cut > 50
 
 
+def test_defect_features_7_the_end_of_b_is_kept_and_rows_are_as_wide_as_the_longest(pair_tokenizer):
+    table = made([("x" * 90, "y" * 300, "z" * 300 + "end"), ("q", "a", "b")])
+    renderer = rows.PairRenderer(pair_tokenizer, "features", 220)
+    long, short = (renderer.orders(table, index, (False,)) for index in (0, 1))
+    assert pair_tokenizer.decode(long[0].tokens).removesuffix(pair_tokenizer.eos_token).endswith("zend")
+    assert len(short[0].tokens) < len(long[0].tokens) <= 220
+    batch = rows.collate_orders([long, short], "padded", pair_tokenizer.pad_token_id)
+    assert batch["input_ids"].shape == (2, len(long[0].tokens))
+    assert batch["attention_mask"].sum(1).tolist() == [len(long[0].tokens), len(short[0].tokens)]
+    assert rows.collate_orders([short], "padded", pair_tokenizer.pad_token_id)["input_ids"].shape[1] == len(
+        short[0].tokens
+    )
+
+
 def test_the_marker_says_how_much_was_cut(pair_tokenizer):
     encoded = pair_tokenizer("x y z " * 100, add_special_tokens=False, return_offsets_mapping=True)
     tokens = Tokens(encoded["input_ids"], encoded["offset_mapping"])

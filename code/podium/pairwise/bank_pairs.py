@@ -1,15 +1,20 @@
 """Pairs from the misconception bank: the right working against a faulty one, style and length being a nuisance.
 
-Right and faulty working have equally many lines, and every response is dressed by a writer drawn for it alone, so that
-neither length nor looks tell which one is right. Labels are wrong on purpose in some of the training pairs only.
+Right and faulty working have equally many lines and equal character counts (every feature of `features.text_features`), and
+every response is dressed by a writer drawn for it alone. So neither length nor looks nor counting signs tells which
+one is right; reading does. Labels are wrong on purpose in some of the training pairs only.
 """
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from podium import contracts, rng
+from podium.pairwise.features import text_features
 from podium.pairwise.pairs import prompt_key
 from podium.procedural.bank import Task, catalogue, tasks
 from podium.procedural.items import Numbers, number_draws, question_text
@@ -17,7 +22,9 @@ from podium.procedural.operations import OPERATIONS
 from podium.procedural.programs import tell
 
 SOURCE = "bank"
-DRAWS_A_PAIR = 200
+DRAWS_AT_ONCE = 64
+FITTING_SHARE = 0.25
+"""Constructs in which fewer of the first draws have a faulty working that looks like the right one are left out."""
 WRITERS: dict[str, tuple[str, str, str, list[str]]] = {
     "terse": ("", ", ", "", ["English"]),
     "lines": ("", "\n", "", ["English"]),
@@ -36,9 +43,39 @@ def dressed(lines: list[str], writer: str) -> str:
     return before + between.join(lines) + after
 
 
-def faulty_lines(task: Task, misconception_id: int, numbers: Numbers) -> list[str]:
-    """The faulty working, one true equation a line."""
-    return tell(task.faulty[misconception_id], numbers)[0]
+@dataclass(frozen=True)
+class MatchedWorkings:
+    """Lines of the right working, and of the faulty ones that look like it, by misconception id; never none."""
+
+    numbers: Numbers
+    right: list[str]
+    wrong: dict[int, list[str]]
+
+
+def matched_workings(task: Task, seed: int, test: bool) -> Iterator[MatchedWorkings | None]:
+    """Without end, one item a draw of numbers: None where every faulty working differs from the right one at a glance."""
+    draws = number_draws(task, rng.generator(seed, "pairs", "test" if test else "train", task.construct_id), test)
+    while True:
+        portion: list[MatchedWorkings] = []
+        for found in islice(draws, DRAWS_AT_ONCE):
+            right = tell(task.right, found.numbers)[0]
+            told = {key: tell(task.faulty[key], found.numbers)[0] for key in found.identifiable}
+            alike = {key: lines for key, lines in told.items() if len(lines) == len(right)}
+            portion.append(MatchedWorkings(found.numbers, right, alike))
+        texts = [dressed(lines, "terse") for one in portion for lines in (one.right, *one.wrong.values())]
+        looks = iter(map(bytes, text_features(texts, np.zeros(len(texts), dtype=bool))))
+        for one in portion:
+            wanted = next(looks)
+            wrong = {key: lines for key, lines in one.wrong.items() if next(looks) == wanted}
+            yield MatchedWorkings(one.numbers, one.right, wrong) if wrong else None
+
+
+def usable_tasks(seed: int) -> Iterator[Task]:
+    """Constructs with enough matched workings, for numbers of training and of test alike."""
+    for task in tasks():
+        firsts = [islice(matched_workings(task, seed, test), DRAWS_AT_ONCE) for test in (False, True)]
+        if all(sum(one is not None for one in first) >= FITTING_SHARE * DRAWS_AT_ONCE for first in firsts):
+            yield task
 
 
 def draw_pairs(
@@ -51,45 +88,36 @@ def draw_pairs(
         seed: of everything that is drawn.
         test: numbers from the test part of the bank, which training pairs never show.
         label_noise: share of labels that are turned round.
-        constructs: only the first so many constructs of the bank; None takes all.
+        constructs: only the first so many of the constructs that have such pairs; None takes all.
 
     Returns:
         rows as `pairs.PAIRS` without `fold`, and rows of `pairs.PAIR_RATIONALES`.
     """
     purpose = "test" if test else "train"
-    usable = [task for task in tasks()[:constructs] if task.faulty]
-    draws = [number_draws(task, rng.generator(seed, "pairs", purpose, task.construct_id), test) for task in usable]
+    sources = [
+        (task, filter(None, matched_workings(task, seed, test))) for task in islice(usable_tasks(seed), constructs)
+    ]
     rows: list[dict[str, object]] = []
     told: list[dict[str, str]] = []
-    turn = 0
-    while len(rows) < count:
-        task, at = usable[turn % len(usable)], turn % len(usable)
-        turn += 1
-        drawn = rng.generator(seed, "pair", purpose, turn)
-        for _, found in zip(range(DRAWS_A_PAIR), draws[at]):
-            right = tell(task.right, found.numbers)[0]
-            fitting = [key for key in found.identifiable if len(faulty_lines(task, key, found.numbers)) == len(right)]
-            if fitting:
-                break
-        else:
-            continue
-        wrong_id = int(drawn.choice(sorted(fitting)))
-        row, rationale = _pair(task, found.numbers, right, wrong_id, label_noise, drawn)
+    for turn in range(count):
+        task, workings = sources[turn % len(sources)]
         name = f"{SOURCE}-{purpose}-{turn}"
+        row, rationale = _pair(task, next(workings), label_noise, rng.generator(seed, "pair", purpose, turn))
         rows.append({"pair_id": name, **row})
         told.append({"pair_id": name, "text": rationale})
     return pd.DataFrame(rows), pd.DataFrame(told)
 
 
 def _pair(
-    task: Task, numbers: Numbers, right: list[str], wrong_id: int, label_noise: float, drawn: np.random.Generator
+    task: Task, workings: MatchedWorkings, label_noise: float, drawn: np.random.Generator
 ) -> tuple[dict[str, object], str]:
     writers = [list(WRITERS)[at] for at in drawn.integers(len(WRITERS), size=2)]
-    wrong = faulty_lines(task, wrong_id, numbers)
+    wrong_id = int(drawn.choice(sorted(workings.wrong)))
+    wrong = workings.wrong[wrong_id]
     right_first = bool(drawn.random() < 0.5)
     is_flipped = bool(drawn.random() < label_noise)
-    first, second = (right, wrong) if right_first else (wrong, right)
-    prompt = question_text(task, numbers, int(drawn.integers(len(task.construct.stems))))
+    first, second = (workings.right, wrong) if right_first else (wrong, workings.right)
+    prompt = question_text(task, workings.numbers, int(drawn.integers(len(task.construct.stems))))
     row: dict[str, object] = {
         "prompt_id": prompt_key(prompt),
         "prompt": prompt,

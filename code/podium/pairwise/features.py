@@ -53,6 +53,7 @@ NEGATIVE = (
     " confusing confused unfortunately never cannot impossible annoying angry fear afraid lose lost"
 ).split()
 BLOCK_CHARACTERS = 1 << 20
+LONGEST_SHAPE = 16
 FACTOR = np.uint64(0x9E3779B97F4A7C15 | 1)
 
 
@@ -100,14 +101,24 @@ def _blocks(texts: list[str]) -> list[list[int]]:
 
 
 @cache
-def _lexicon() -> tuple[np.ndarray, np.ndarray]:
-    """Sorted hashes of the words with a sentiment, and +1 or −1 for each."""
+def _lexicon() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Sorted hashes of the words with a sentiment, +1 or −1 for each, and which shapes these words have."""
     words = [*POSITIVE, *NEGATIVE]
     codes = np.frombuffer("".join(words).encode("utf-32-le"), dtype=np.uint32)
     ends = np.cumsum([len(word) for word in words])
-    hashes = _word_hashes(codes, np.concatenate([[0], ends[:-1]]), ends)
+    starts = np.concatenate([[0], ends[:-1]])
+    hashes = _word_hashes(codes, starts, ends)
     order = np.argsort(hashes)
-    return hashes[order], np.repeat([1.0, -1.0], [len(POSITIVE), len(NEGATIVE)])[order]
+    shapes = np.zeros(LONGEST_SHAPE * 32 * 32, dtype=bool)
+    shapes[_shape(codes, starts, ends)] = True
+    return hashes[order], np.repeat([1.0, -1.0], [len(POSITIVE), len(NEGATIVE)])[order], shapes
+
+
+def _shape(codes: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """Length (everything from LONGEST_SHAPE − 1 on is one) and first two letters of words of at least two ASCII letters."""
+    length = np.minimum(ends - starts, LONGEST_SHAPE - 1)
+    # the low five bits of an ASCII letter are its place in the alphabet, in either case
+    return (length * 32 + (codes[starts] & 31)) * 32 + (codes[starts + 1] & 31)
 
 
 def _word_hashes(codes: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
@@ -124,16 +135,22 @@ def _word_hashes(codes: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.
 
 def _sentiment(codes: np.ndarray, is_letter: np.ndarray, owner_starts: np.ndarray, count: int) -> np.ndarray:
     """(texts,) (positive − negative) / (positive + negative) words of each text; 0 without any."""
-    edges = np.flatnonzero(np.diff(is_letter, prepend=False, append=False))
+    edges = np.flatnonzero(is_letter[1:] != is_letter[:-1]) + 1
+    if len(is_letter) and is_letter[0]:
+        edges = np.concatenate([[0], edges])
+    if len(is_letter) and is_letter[-1]:
+        edges = np.append(edges, len(is_letter))
     starts, ends = edges[::2], edges[1::2]
     # a run of letters may span two texts of the block
     inner = owner_starts[(owner_starts > 0) & (owner_starts < len(codes))]
     inner = inner[is_letter[inner] & is_letter[inner - 1]]
-    starts, ends = np.sort(np.concatenate([starts, inner])), np.sort(np.concatenate([ends, inner]))
-    known, polarity = _lexicon()
-    longest = max(len(word) for word in (*POSITIVE, *NEGATIVE))
-    short = ends - starts <= longest
-    starts, ends = starts[short], ends[short]
+    if len(inner):
+        starts, ends = np.sort(np.concatenate([starts, inner])), np.sort(np.concatenate([ends, inner]))
+    known, polarity, shapes = _lexicon()
+    # few words have the length and the first two letters of one in the lexicon, and only those are hashed
+    starts, ends = (edge[ends - starts >= 2] for edge in (starts, ends))
+    likely = shapes.take(_shape(codes, starts, ends))
+    starts, ends = starts[likely], ends[likely]
     hashes = _word_hashes(codes | 0x20, starts, ends)
     place = np.minimum(np.searchsorted(known, hashes), len(known) - 1)
     hit = known[place] == hashes
@@ -161,14 +178,14 @@ def text_features(texts: list[str], with_sentiment: np.ndarray) -> np.ndarray:
         codes = np.frombuffer("".join(texts[first:last]).encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
         sizes = length[first:last]
         starts = np.cumsum(sizes) - sizes
-        kind = class_of[codes]
+        kind = class_of.take(codes)
         owner = np.repeat(np.arange(len(block), dtype=np.int32) * kinds, sizes)
         table = np.bincount(owner + kind, minlength=len(block) * kinds).reshape(len(block), kinds)
         counts[first:last] = table @ members
-        json[first:last] = _json(codes, members[kind, 7], starts, sizes)
+        json[first:last] = _json(codes, members[:, 7].take(kind), starts, sizes)
         wanted = with_sentiment[first:last]
         if wanted.any():
-            found = _sentiment(codes, members[kind, 6], starts, len(block))
+            found = _sentiment(codes, members[:, 6].take(kind), starts, len(block))
             sentiment[first:last] = np.where(wanted, found, 0.0)
     safe = np.maximum(length, 1)
     spaces, symbols, digits, lower, upper, cjk = counts[:, :6].T

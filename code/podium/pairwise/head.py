@@ -37,6 +37,8 @@ class FeatureHead(nn.Module):
             if layer is not None:
                 nn.init.xavier_uniform_(layer.weight)
                 nn.init.zeros_(layer.bias)
+        # undecided at first: random verdicts of a random head only teach the backbone to keep still
+        nn.init.zeros_(self.output.weight)
 
     def forward(self, embedding_ND: Tensor, features_NF: Tensor | None) -> Tensor:
         """(N,) logit that the second response is preferred."""
