@@ -1,6 +1,7 @@
 """Pair tables: readers, twins, duplicates, leaks, folds, soft labels; and the data defects of the public code."""
 
 import json
+from itertools import islice
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,7 @@ import running
 from podium import contracts
 from podium.contracts import CheckpointMeta
 from podium.errors import DataError
-from podium.pairwise import labelling, preparation, readers
+from podium.pairwise import bank_pairs, features, labelling, preparation, readers
 from podium.pairwise.bank_pairs import draw_pairs
 from podium.pairwise.judge import Margins
 from podium.pairwise.pairs import JUDGEMENTS, PAIRS, SOFT_LABELS, pair_key, prompt_key
@@ -202,6 +203,23 @@ def test_bank_pairs_hide_the_winner_from_length_and_keep_test_questions_out():
     clean, _ = draw_pairs(1500, 0, test=False, label_noise=0.0, constructs=None)
     assert 0.06 < (clean["winner"] != train["winner"]).mean() < 0.14
     pd.testing.assert_frame_equal(clean.drop(columns="winner"), train.drop(columns="winner"))
+
+
+def test_bank_workings_look_alike_to_every_feature_and_differ():
+    met = set()
+    for task in islice(bank_pairs.usable_tasks(0), 6):
+        for test in (False, True):
+            for one in islice(filter(None, bank_pairs.matched_workings(task, 0, test)), 10):
+                workings = [one.right, *one.wrong.values()]
+                assert len({len(lines) for lines in workings}) == 1 and all(
+                    lines != one.right for lines in workings[1:]
+                )
+                for writer in bank_pairs.WRITERS:
+                    texts = [bank_pairs.dressed(lines, writer) for lines in workings]
+                    seen = features.text_features(texts, np.ones(len(texts), dtype=bool))
+                    np.testing.assert_array_equal(seen, np.repeat(seen[:1], len(texts), axis=0))
+                met.update(one.wrong)
+    assert len(met) > 6
 
 
 # --- judgements and soft labels --------------------------------------------------------------------------------------
