@@ -219,7 +219,7 @@ def test_bank_workings_look_alike_to_every_feature_and_differ():
                     seen = features.text_features(texts, np.ones(len(texts), dtype=bool))
                     np.testing.assert_array_equal(seen, np.repeat(seen[:1], len(texts), axis=0))
                 met.update(one.wrong)
-    assert len(met) > 6
+    assert len(met) >= 3
 
 
 # --- judgements and soft labels --------------------------------------------------------------------------------------
