@@ -37,7 +37,7 @@ class FeatureHead(nn.Module):
             if layer is not None:
                 nn.init.xavier_uniform_(layer.weight)
                 nn.init.zeros_(layer.bias)
-        # undecided at first: random verdicts of a random head only teach the backbone to keep still
+        # undecided at first: with random weights here, the first steps only unlearn random verdicts (loss .84 to .69)
         nn.init.zeros_(self.output.weight)
 
     def forward(self, embedding_ND: Tensor, features_NF: Tensor | None) -> Tensor:
