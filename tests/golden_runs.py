@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from unittest import mock
 
 import pandas as pd
 import running
@@ -22,6 +23,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
 from podium import contracts, prompts, rng
+from podium.pairwise import prompts as pair_prompts
+from podium.pairwise.pairs import PAIRS, SOFT_LABELS
 
 GOLDEN = Path(__file__).parent / "data" / "golden_losses.json"
 STEPS = 20
@@ -43,6 +46,11 @@ TRAINERS = {
     ),
     "pointwise": ("train_ranker_pointwise", [*RANKER, "groups=HERE", "rationales=HERE", "distillation={temperature: 1.0, weight: 0.3}"]),
     "listwise": ("train_ranker_listwise", [*RANKER, "groups=HERE", "rationales=HERE", "distillation={temperature: 1.0, weight: 0.3}"]),
+    "pairwise": (
+        "train_ranker_pairwise",
+        ["data.pairs_dir=HERE", "soft_labels=HERE", "loss.soft_weight=0.5", "loss.label_smoothing=0.05",
+         "max_tokens_per_micro_batch=4000"],
+    ),
 }  # fmt: skip
 """Trainer -> script and overrides; HERE is the folder of the fixed tables."""
 
@@ -65,10 +73,20 @@ def write_tables(folder):
         ranked = [*others[:2], gold, *others[2:]]
         scores += [(query, one, "golden", float((one * 7 + number) % 5)) for one in ranked]
         groups += [(query, one, rank, one == gold, float((one * 7 + number) % 5)) for rank, one in enumerate(ranked, 1)]
+    pairs, soft = [], []
+    for number in range(QUERIES + 4):
+        first_wins = number % 3 != 1
+        sides = [
+            f"{'w00' if won else 'w01'} {text(3 + number % 4, 'side', number, won)}"
+            for won in (first_wins, not first_wins)
+        ]
+        pairs.append((f"p{number}", f"p{number}", text(4, "asked", number), *sides, "model_a" if first_wins else "model_b",
+                      None, None, None, "golden", 1 if number < QUERIES else 0))  # fmt: skip
+        soft.append((f"p{number}", *((-0.2, -1.7) if first_wins else (-1.7, -0.2)), "given"))
     names = [(number, text(3 + number % 3, "name", number)) for number in range(NAMES)]
     for rows, table in (
         (questions, contracts.QUESTIONS), (names, contracts.MISCONCEPTIONS), (rationales, contracts.RATIONALES),
-        (candidates, contracts.CANDIDATES), (scores, contracts.SCORES), (groups, contracts.GROUPS),
+        (candidates, contracts.CANDIDATES), (scores, contracts.SCORES), (groups, contracts.GROUPS), (pairs, PAIRS), (soft, SOFT_LABELS),
     ):  # fmt: skip
         frame = pd.DataFrame(rows, columns=[column.name for column in table.columns])
         contracts.write_table(frame, folder / f"{table.name}.parquet", table)
@@ -120,14 +138,12 @@ def _body(query, topic):
 @contextlib.contextmanager
 def fixed_prompts():
     """The plainest prompts, so that a recording does not depend on wording."""
-    before = {name: getattr(prompts, name) for name in PROMPTS}
-    for name, function in PROMPTS.items():
-        setattr(prompts, name, function)
-    try:
+    with contextlib.ExitStack() as stack:
+        for name, function in PROMPTS.items():
+            stack.enter_context(mock.patch.object(prompts, name, function))
+        plain = pair_prompts.Wrapper("", " A ", " B ", " best")
+        stack.enter_context(mock.patch.object(pair_prompts, "wrapper", lambda style, tokenizer, names=None: plain))
         yield
-    finally:
-        for name, function in before.items():
-            setattr(prompts, name, function)
 
 
 def write_inputs(folder):
@@ -141,8 +157,11 @@ def write_inputs(folder):
 def overrides(trainer, inputs, output_dir, *more):
     """Script and overrides of one run."""
     script, own = TRAINERS[trainer]
-    common = [one for one in COMMON if trainer != "reasoner" or not one.startswith(("topic_", "rationale_"))]
-    given = [f"data.questions_dir={inputs}", f"model.backbone={inputs}/backbone", *common, *own, *more]
+    common = [
+        one for one in COMMON if trainer not in ("reasoner", "pairwise") or not one.startswith(("topic_", "rationale_"))
+    ]
+    tables = [] if trainer == "pairwise" else [f"data.questions_dir={inputs}"]
+    given = [*tables, f"model.backbone={inputs}/backbone", *common, *own, *more]
     return script, [one.replace("HERE", str(inputs)) for one in given] + [f"output_dir={output_dir}"]
 
 
