@@ -49,6 +49,16 @@ def test_every_config_for_a_gpu_has_a_card_and_a_shape():
         assert memory_table.shape_of(memory_table.backbone_of(name))["hidden_size"] > 0
 
 
+def test_the_document_s_table_is_of_the_configs_that_are_there():
+    text = (running.ROOT / "docs/scaling.md").read_text()
+    between = text.split(memory_table.MARKS[0])[1].split(memory_table.MARKS[1])[0]
+    rows = [line.split(" | ") for line in between.splitlines() if line.startswith("| conf_")]
+    listed = {row[0].strip("| "): (row[1], row[2]) for row in rows if len(row) > 6}
+    assert listed == {
+        name: (memory_table.backbone_of(name).split("/")[-1], card) for name, card in memory_table.CARDS.items()
+    }
+
+
 @pytest.mark.long
 def test_one_row_is_reckoned_from_the_command_line():
     """1.54 G weights in bf16 are 2.88 GiB; rank 64 on all linear layers is 73,859,072 weights, fp32, with gradients and AdamW 1.10."""
