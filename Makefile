@@ -45,7 +45,7 @@ test: $(STAMP) ## the tests, in parallel over the cores
 	@$(OFFLINE) OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 -m "not long and not gpu"
 
 test-long: $(STAMP) ## the long suites as well (an hour); interrupted, it goes on where it stopped
-	@$(OFFLINE) OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 -m "not gpu" --ledger outputs/long_tests_passed.txt
+	@$(OFFLINE) OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 -m "not gpu" --ledger=outputs/long_tests_passed.txt
 
 test-gpu: $(STAMP) ## the tests that need GPUs
 	@$(OFFLINE) GPU_TESTS=1 $(RUN) -m pytest -m gpu

@@ -62,3 +62,9 @@ def test_an_interrupted_long_suite_goes_on_where_it_stopped(tmp_path):
     ledger.write_text("".join(f"othertree {line.split()[1]}\n" for line in ledger.read_text().splitlines()))
     code, ran, said = suite()
     assert (code, ran) == (0, "abcs"), "what passed on another tree counts for nothing"
+
+
+def test_the_ledger_s_file_is_not_taken_for_a_test():
+    """`--ledger FILE` in two words makes pytest look for tests in FILE once it exists, and never find this option."""
+    recipe = next(line for line in (running.ROOT / "Makefile").read_text().splitlines() if "--ledger" in line)
+    assert " --ledger=outputs/" in recipe
