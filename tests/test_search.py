@@ -12,7 +12,7 @@ from podium import search
 )
 def test_the_best_are_those_of_a_full_sort(count, k, max_scores):
     generator = torch.Generator().manual_seed(count + k)
-    query_QD, document_MD = (torch.randn(rows, 8, generator=generator, dtype=torch.float64) for rows in (7, count))
+    query_QD, document_MD = (torch.randn(rows, 8, generator=generator, dtype=torch.float64) for rows in (150, count))
     scores, columns = search.top_k(query_QD, document_MD, k, max_scores)
     wanted, places = (query_QD @ document_MD.T).sort(dim=1, descending=True)
     torch.testing.assert_close(scores, wanted[:, :k])

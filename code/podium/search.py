@@ -7,6 +7,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+MIN_QUERIES = 64
+"""Queries scored at once at the least; memory is bounded by that many rows of scores."""
+
 
 def top_k(query_QD: Tensor, document_MD: Tensor, k: int, max_scores: int = 2**22) -> tuple[Tensor, Tensor]:
     """Scores and columns of the k best documents of each query, best first.
@@ -18,7 +21,7 @@ def top_k(query_QD: Tensor, document_MD: Tensor, k: int, max_scores: int = 2**22
         query_QD: query embeddings.
         document_MD: document embeddings.
         k: at most M.
-        max_scores: scores held at once; small enough for the processor's caches, and what bounds memory.
+        max_scores: scores held at once, where that is at least MIN_QUERIES queries; small enough for the processor's caches.
 
     Returns:
         (Q, k) scores and (Q, k) int64 columns.
@@ -26,7 +29,9 @@ def top_k(query_QD: Tensor, document_MD: Tensor, k: int, max_scores: int = 2**22
     count = len(document_MD)
     k = min(k, count)
     size = int((count / k) ** 0.5) if k else 1
-    parts = [_best(rows @ document_MD.T, k, size) for rows in query_QD.split(max(1, max_scores // max(1, count)))]
+    # few queries at a time would read a large corpus from memory again and again
+    block = max(MIN_QUERIES, max_scores // max(1, count))
+    parts = [_best(rows @ document_MD.T, k, size) for rows in query_QD.split(block)]
     return torch.cat([values for values, _ in parts]), torch.cat([columns for _, columns in parts])
 
 
