@@ -22,7 +22,9 @@ def rows(count: int, vocabulary: int) -> tuple[list[list[int]], list[int], list[
     return queries, torch.randint(0, len(documents), (count,)).tolist(), documents
 
 
-def our_step(model: Any, queries: list[list[int]], gold: list[int], documents: list[list[int]]) -> Any:
+def our_step(
+    model: Any, queries: list[list[int]], gold: list[int], documents: list[list[int]], budget: int = BUDGET
+) -> Any:
     """A cached step over distinct documents; returns a function that does it and gives the loss."""
     used = sorted(set(gold))
     batch = {
@@ -36,7 +38,7 @@ def our_step(model: Any, queries: list[list[int]], gold: list[int], documents: l
     alone: Any = SimpleNamespace(
         num_processes=1, backward=lambda value: value.backward(), no_sync=lambda model: contextlib.nullcontext()
     )
-    step = grad_cache.cached(loss, alone, BUDGET)
+    step = grad_cache.cached(loss, alone, budget)
 
     def run() -> torch.Tensor:
         model.zero_grad(set_to_none=True)

@@ -106,7 +106,7 @@ def main() -> None:
     else:
         entries = row(500, 28, 24, 2048, options.repeats, True)
         entries += row(500, 28, 8, 2048, options.repeats, False)
-        entries += row(500, 28, 64, 2048, 3, False)
+        entries += row(500, 28, 64, 2048, options.repeats, False)
     common.write(options.json, entries)
 
 
