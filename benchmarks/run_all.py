@@ -18,7 +18,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 DOCS = HERE.parent / "docs"
-ROWS = ("score", "train", "retriever", "encode", "top_k", "sft", "pairwise", "planner")
+ROWS = ("score", "train", "retriever", "encode", "top_k", "sft", "pairwise", "planner", "pair_features")
 PACKAGES = ("torch", "transformers", "peft", "sentence-transformers", "trl", "faiss-cpu")
 NAMES = {"ratio": "ratio", "of_limit": "of the limit", "memory": "× less memory"}
 
