@@ -155,7 +155,9 @@ def run(steps: list[Step], fresh: bool = False) -> dict[str, float]:
         folder = Path(settings.output_dir)
         title = f"[{position}/{len(steps)}] {step.name}"
         if contracts.is_current(folder, config.digest(settings, stage.UNTRACKED)):
-            seconds[step.name] = contracts.read_json(folder / "seconds.json", "timing").get("seconds", 0.0)
+            # a chain that was killed while its last stage went on to the end has the stage, but not its time
+            timing = folder / "seconds.json"
+            seconds[step.name] = contracts.read_json(timing, "timing").get("seconds", 0.0) if timing.is_file() else 0.0
             print(f"{title}: up to date ({folder})", flush=True)
             continue
         if not stage.can_continue(step.script, settings, folder):
