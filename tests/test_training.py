@@ -715,6 +715,71 @@ def test_a_step_that_is_not_finite_is_refused_before_the_optimizer_moves(where, 
     assert all(torch.equal(a, b) for a, b in zip(states[-1], given["model"].parameters(), strict=True))
 
 
+class Adapted(nn.Module):
+    """A trained fp32 adapter before a frozen layer held in `dtype`."""
+
+    def __init__(self, dtype):
+        super().__init__()
+        torch.manual_seed(0)
+        self.adapter = nn.Linear(DATA.shape[1], 8)
+        self.frozen = nn.Linear(8, 1).to(dtype).requires_grad_(False)
+
+    def forward(self, rows):
+        return self.frozen(self.adapter(rows).to(self.frozen.weight.dtype)).float()[:, 0]
+
+
+def adapted(folder, dtype, small, **changes):
+    """Six steps of `Adapted` with losses as small as a large batch makes them."""
+    model = Adapted(dtype)
+
+    def loss(model, batch):
+        return (model(DATA[batch["ids"]]) ** 2).sum() * small, float(len(batch["ids"])), {}
+
+    folder.mkdir(exist_ok=True)
+    given = stepper(folder, loss=loss, **changes)
+    optimizer = optim.make_optimizer(model, name="adamw", betas=[0.9, 0.95], eps=1e-12, lr=0.01, weight_decay=0.0)
+    return given | {"model": model, "optimizer": optimizer}
+
+
+def test_gradients_in_half_precision_do_not_vanish(tmp_path, monkeypatch):
+    norms = {}
+    for name, dtype, first in (
+        ("single", torch.float32, 2.0**16),
+        ("half", torch.float16, 2.0**16),
+        ("bare", torch.float16, 1.0),
+    ):
+        monkeypatch.setattr(training, "FIRST_LOSS_SCALE", first)
+        progress = training.train(**adapted(tmp_path / name, dtype, small=1e-7))
+        assert progress.loss_scale == (1.0 if name == "single" else first)
+        norms[name] = np.array([line["grad_norm"] for line in lines(tmp_path / name)])
+    assert np.allclose(norms["half"], norms["single"], rtol=0.02)
+    assert np.abs(norms["bare"] / norms["single"] - 1).max() > 0.2  # the case is one in which they do vanish
+
+
+def test_a_loss_scale_that_overflows_is_halved_and_no_step_is_lost(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "FIRST_LOSS_SCALE", 2.0**40)
+    monkeypatch.setattr(training, "LOSS_SCALE_DOUBLES_AFTER", 2)
+    whole = training.train(**adapted(tmp_path / "whole", torch.float16, small=1.0))
+    assert whole.step == 6 and 1.0 < whole.loss_scale < 2.0**40
+    training.train(**adapted(tmp_path / "single", torch.float32, small=1.0))
+    for half, single in zip(lines(tmp_path / "whole"), lines(tmp_path / "single"), strict=True):
+        assert half["grad_norm"] == pytest.approx(single["grad_norm"], rel=0.02)
+    given = adapted(tmp_path / "cut", torch.float16, small=1.0)
+    with pytest.raises(InterruptedRun):
+        training.train(**given | {"micro_step": sending(given["micro_step"], 3)})
+    again = adapted(tmp_path / "cut", torch.float16, small=1.0)
+    assert training.train(**again).loss_scale == whole.loss_scale
+    for one, two in zip(lines(tmp_path / "cut"), lines(tmp_path / "whole"), strict=True):
+        assert {**one, "seconds": 0} == {**two, "seconds": 0}
+
+
+def test_trained_weights_in_half_precision_are_refused(tmp_path):
+    given = adapted(tmp_path, torch.float16, small=1.0)
+    given["model"].adapter.half()
+    with pytest.raises(DataError, match=r"2 trained tensors are held in fp16 \(e\.g\. adapter\.weight\)"):
+        training.train(**given)
+
+
 def test_the_best_weights_are_returned(tmp_path):
     figures = iter([3.0, 1.0, 2.0, 5.0])
     given = stepper(tmp_path, max_steps=4, eval_every_steps=1, keep=1)

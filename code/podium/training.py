@@ -37,6 +37,8 @@ Collate = Callable[[int, np.ndarray], list[Batch]]
 MicroStep = Callable[[nn.Module, Batch, float], tuple[float, dict[str, float]]]
 """(model, micro-batch, scale): backward of loss_sum × scale; returns loss_sum and summed metrics."""
 Evaluate = Callable[[nn.Module], dict[str, float]]
+FIRST_LOSS_SCALE = 2.0**16
+LOSS_SCALE_DOUBLES_AFTER = 2000  # steps without overflow; both as in torch.amp.GradScaler
 
 
 class StepBatches(Dataset):
@@ -88,6 +90,10 @@ class Progress:
     samples_sha256: str = ""
     """Running hash of the sample indices of every step, to prove that a resumed run saw the same."""
     train_seconds: float = 0.0
+    loss_scale: float = 1.0
+    """What losses are multiplied with before backward, so that gradients in fp16 do not vanish (Micikevicius et al. 2018)."""
+    scaled_steps: int = 0
+    """Steps since the loss scale last changed."""
 
 
 def plain(loss: Callable[[nn.Module, Batch], Loss], accelerator: Accelerator) -> MicroStep:
@@ -240,14 +246,16 @@ def train(
 
     Raises:
         InterruptedRun: SIGTERM or SIGUSR1 arrived; state is saved.
-        DataError: a loss or gradient is not finite; the optimizer has not moved.
+        DataError: trained weights are held in fp16; a loss or gradient is not finite, and the optimizer has not moved.
     """
     batches = StepBatches(
         count, batch_size, collate, seed=seed, rank=accelerator.process_index, world=accelerator.num_processes,
         steps=total_steps(count, batch_size, epochs, max_steps), order=order,
     )  # fmt: skip
     state_dir, metrics_path = output_dir / "state", output_dir / "metrics.jsonl"
-    progress = Progress()
+    # models computed in fp16, unless accelerate scales by itself (mixed_precision: fp16)
+    scales_loss = accelerator.scaler is None and _is_half(model)
+    progress = Progress(loss_scale=FIRST_LOSS_SCALE if scales_loss else 1.0)
     if not accelerator.is_fsdp2:  # FSDP2 shards on the way; a whole model may not fit the device
         model.to(accelerator.device)
     raw_model = model
@@ -310,27 +318,37 @@ def train(
         for micro_batches in bar:
             started = time.perf_counter()
             step = progress.step
-            torch.manual_seed(rng.torch_seed(batches.seed, "dropout", step, accelerator.process_index))
             scale = optim.learning_rate_scale(step, batches.steps, warmup_fraction, final_lr_fraction)
             optim.set_learning_rate(optimizer, scale)
             model.train()
             weight = _global_sum(accelerator, sum(batch["weight"] for batch in micro_batches))
-            sums: dict[str, float] = {"loss": 0.0}
-            for position, batch in enumerate(micro_batches):
-                is_last = position + 1 == len(micro_batches)
-                with contextlib.nullcontext() if is_last else accelerator.no_sync(model):
-                    # DDP averages gradients over processes; the sum is wanted
-                    filler = 0.0 if batch["weight"] == 0 else 1.0
-                    factor = filler * accelerator.num_processes / weight
-                    loss_sum, metrics = micro_step(model, to_device(batch, accelerator.device), factor)
-                for key, value in {"loss": loss_sum, **metrics}.items():
-                    sums[key] = sums.get(key, 0.0) + filler * value
-            norm = float(checkpoint.whole(accelerator.clip_grad_norm_(model.parameters(), max_grad_norm)))
+            while True:
+                torch.manual_seed(rng.torch_seed(batches.seed, "dropout", step, accelerator.process_index))
+                sums: dict[str, float] = {"loss": 0.0}
+                for position, batch in enumerate(micro_batches):
+                    is_last = position + 1 == len(micro_batches)
+                    with contextlib.nullcontext() if is_last else accelerator.no_sync(model):
+                        # DDP averages gradients over processes; the sum is wanted
+                        filler = 0.0 if batch["weight"] == 0 else 1.0
+                        factor = progress.loss_scale * filler * accelerator.num_processes / weight
+                        loss_sum, metrics = micro_step(model, to_device(batch, accelerator.device), factor)
+                    for key, value in {"loss": loss_sum, **metrics}.items():
+                        sums[key] = sums.get(key, 0.0) + filler * value
+                _divide_gradients(model, progress.loss_scale)
+                norm = float(checkpoint.whole(accelerator.clip_grad_norm_(model.parameters(), max_grad_norm)))
+                if math.isfinite(norm) or progress.loss_scale == 1.0:
+                    break
+                # every process sees the same norm; the step is made again, so that none is lost and resumes stay exact
+                progress.loss_scale, progress.scaled_steps = max(1.0, progress.loss_scale / 2), 0
+                optimizer.zero_grad(set_to_none=True)
             if not math.isfinite(sums["loss"]) or not math.isfinite(norm):
                 raise DataError(
                     f"step {step}: loss sum {sums['loss']}, gradient norm {norm}: not finite, nothing was updated; "
                     f"lower lr, check the data of samples {batches.sample_ids(step)[1][:8].tolist()}, or avoid fp16"
                 )
+            progress.scaled_steps += 1
+            if scales_loss and progress.scaled_steps == LOSS_SCALE_DOUBLES_AFTER:
+                progress.loss_scale, progress.scaled_steps = progress.loss_scale * 2, 0
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             progress.step += 1
@@ -361,6 +379,24 @@ def train(
             f"best {best_metric} {progress.best_value:.4f} at step {progress.best_step}: taking these weights"
         )
     return progress
+
+
+def _is_half(model: nn.Module) -> bool:
+    """Whether weights are held in fp16; those that are trained must not be."""
+    half = [name for name, one in model.named_parameters() if one.dtype == torch.float16 and one.requires_grad]
+    if half:
+        raise DataError(
+            f"{len(half)} trained tensors are held in fp16 (e.g. {half[0]}), where small updates are lost: "
+            "train adapters (model.lora), or set model.dtype=float32"
+        )
+    return any(one.dtype == torch.float16 for one in model.parameters())
+
+
+def _divide_gradients(model: nn.Module, divisor: float) -> None:
+    if divisor != 1.0:
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                parameter.grad.div_(divisor)
 
 
 def _global_sum(accelerator: Accelerator, value: float) -> float:
