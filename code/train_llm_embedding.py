@@ -36,14 +36,9 @@ def main(cfg: Retriever) -> None:
     """Config, tables, collator, model, optimizer, loss and micro-step, train, export."""
     cfg = published.with_folders(cfg)
     hard, distil = cfg.hard_negatives, cfg.distillation
-    inputs = {
-        "questions": cfg.data.questions_dir,
-        "backbone": cfg.model.backbone if Path(cfg.model.backbone).exists() else None,
-        "rationales": cfg.rationales,
-        "hard_negatives": hard.candidates if hard else None,
-        "teacher": distil.scores if distil else None,
-        "explanations": cfg.explanations,
-    }
+    inputs = {"questions": cfg.data.questions_dir, "rationales": cfg.rationales, "explanations": cfg.explanations,
+              "backbone": cfg.model.backbone if Path(cfg.model.backbone).exists() else None,
+              "hard_negatives": hard.candidates if hard else None, "teacher": distil.scores if distil else None}  # fmt: skip
     with stage.run("train_llm_embedding", cfg, inputs) as run:
         if run.finished:
             return
@@ -102,10 +97,7 @@ def main(cfg: Retriever) -> None:
             )  # fmt: skip
 
         def evaluate(model: nn.Module) -> dict[str, float]:
-            report = metrics.report(rank(model, data.validation, 64), data.validation.gold(), data.seen)
-            figures = {f"map@25/{part}": value for part, value in report["map@25"].items() if value is not None}
-            figures |= {f"recall@{k}": value for k, value in report["recall"].items()}
-            return {"map@25": report["map@25"]["all"], **figures}
+            return metrics.figures(rank(model, data.validation, 64), data.validation.gold(), data.seen)
 
         if cfg.grad_cache:
             micro_step = grad_cache.cached(loss, accelerator, cfg.max_tokens_per_micro_batch)
@@ -113,24 +105,23 @@ def main(cfg: Retriever) -> None:
             micro_step = training.plain(
                 lambda model, batch: loss(*model(batch["query"], batch["document"]), batch), accelerator
             )
+        plan = memory.Plan("embedding", embed, as_dict(cfg.model), as_dict(cfg.optimizer), micro_step)
+        work: dict[str, Any] = dict(
+            accelerator=accelerator, collate=collate, count=len(data.train), loop=as_dict(cfg.loop)
+        )
         if cfg.dry_run:
             if hard and hard.candidates is None:  # as many as will be mined, whichever
                 collate.hard_negatives = dict.fromkeys(data.train.query_id, sorted(data.train.names)[: hard.top])
-            return dry_run.report(
-                "embedding", embed, as_dict(cfg.model), as_dict(cfg.optimizer), micro_step,
-                accelerator=accelerator, tokenizer=tokenizer, collate=collate, count=len(data.train), loop=as_dict(cfg.loop),
-                gpu=cfg.gpu, output_dir=cfg.output_dir,
-            )  # fmt: skip
-        plan = memory.Plan("embedding", embed, as_dict(cfg.model), as_dict(cfg.optimizer), micro_step)
-        chosen = dry_run.settled(
-            plan, accelerator=accelerator, collate=collate, count=len(data.train), loop=as_dict(cfg.loop)
-        )
+            return dry_run.report(plan, **work, tokenizer=tokenizer, gpu=cfg.gpu, output_dir=cfg.output_dir)
+        checkpointing = dry_run.checkpointing(plan, **work)
         if hard and hard.refresh_every_steps:
             micro_step = mining.refreshing(
                 micro_step, collate, lambda model: rank(accelerator.unwrap_model(model), data.train, hard.top),
                 hard.refresh_every_steps, run.folder / "hard_negatives", training.steps_done(run.folder),
             )  # fmt: skip
-        model = embed(modeling.prepare_for_training(**chosen, task="embedding", seed=cfg.loop.seed))
+        model = embed(modeling.prepare_for_training(
+            **as_dict(cfg.model, gradient_checkpointing=checkpointing), task="embedding", seed=cfg.loop.seed
+        ))  # fmt: skip
         optimizer = optim.make_optimizer(model, **as_dict(cfg.optimizer))
         progress = training.train(
             accelerator=accelerator, model=model, optimizer=optimizer, count=len(data.train), collate=collate,

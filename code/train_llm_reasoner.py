@@ -48,11 +48,11 @@ def main(cfg: Reasoner) -> None:
         }  # fmt: skip
         if cfg.data:
             rows = reasoning.question_rows(
-                tokenizer, as_dict(cfg.data), cfg.full_fit, cfg.prompt_style, cfg.with_name, say, **limits
+                tokenizer, cfg.data, cfg.full_fit, cfg.prompt_style, cfg.with_name, say, **limits
             )
         else:
             rows = reasoning.instruction_rows(
-                tokenizer, as_dict(cfg.instructions), cfg.full_fit, say, base=cfg.adap_base, factor=cfg.adap_factor,
+                tokenizer, cfg.instructions, cfg.full_fit, say, base=cfg.adap_base, factor=cfg.adap_factor,
                 method=cfg.adap_method, shuffled=cfg.adap_shuffled, copies_of_source=cfg.copies_of_source,
                 seed=cfg.loop.seed, **limits,
             )  # fmt: skip
@@ -63,7 +63,7 @@ def main(cfg: Reasoner) -> None:
         if cfg.training_tokens is not None:
             lengths = np.array(collate.lengths())[collate.row_of_sample]
             ends += [training.steps_for_tokens(lengths, cfg.loop.batch_size, cfg.loop.seed, cfg.training_tokens)]
-        loop = as_dict(cfg.loop, max_steps=min(ends) if ends else None)
+        max_steps = min(ends) if ends else None
 
         def loss(model: nn.Module, batch: dict[str, Any]) -> losses.Loss:
             _, (loss_N, hit_N) = model(
@@ -78,22 +78,23 @@ def main(cfg: Reasoner) -> None:
                 )
             return training.mean_loss(model, loss, validation, len(validation), accelerator.device)
 
-        if cfg.dry_run:
-            return dry_run.report(
-                "causal_lm", LabelScorer, as_dict(cfg.model), as_dict(cfg.optimizer), training.plain(loss, accelerator),
-                accelerator=accelerator, tokenizer=tokenizer, collate=collate, count=len(collate), loop=loop,
-                gpu=cfg.gpu, output_dir=cfg.output_dir,
-            )  # fmt: skip
         plan = memory.Plan(
             "causal_lm", LabelScorer, as_dict(cfg.model), as_dict(cfg.optimizer), training.plain(loss, accelerator)
         )
-        chosen = dry_run.settled(plan, accelerator=accelerator, collate=collate, count=len(collate), loop=loop)
-        model = LabelScorer(modeling.prepare_for_training(**chosen, task="causal_lm", seed=cfg.loop.seed))
+        work: dict[str, Any] = dict(
+            accelerator=accelerator, collate=collate, count=len(collate), loop=as_dict(cfg.loop, max_steps=max_steps)
+        )
+        if cfg.dry_run:
+            return dry_run.report(plan, **work, tokenizer=tokenizer, gpu=cfg.gpu, output_dir=cfg.output_dir)
+        checkpointing = dry_run.checkpointing(plan, **work)
+        model = LabelScorer(modeling.prepare_for_training(
+            **as_dict(cfg.model, gradient_checkpointing=checkpointing), task="causal_lm", seed=cfg.loop.seed
+        ))  # fmt: skip
         say(modeling.packing_note(model, cfg.model.lora.dropout if cfg.model.lora else 0.0))
         optimizer = optim.make_optimizer(model, **as_dict(cfg.optimizer))
         progress = training.train(
             accelerator=accelerator, model=model, optimizer=optimizer, count=len(collate), collate=collate,
-            micro_step=training.plain(loss, accelerator), output_dir=run.folder, **loop,
+            micro_step=training.plain(loss, accelerator), output_dir=run.folder, **as_dict(cfg.loop, max_steps=max_steps),
             evaluate=evaluate, best_metric="loss", lower_is_better=True, resume_command=stage.command_line(),
             log=stage.make_tracker(cfg.use_wandb, run.script, cfg, run.folder),
         )  # fmt: skip

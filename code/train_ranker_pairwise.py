@@ -41,8 +41,7 @@ def main(cfg: PairRanker) -> None:
         renderer, label_ids = judge.with_label_ids(
             PairRenderer(tokenizer, style, cfg.max_length_tokens, cfg.privileged_model_names), style
         )
-        own = as_dict(cfg.head) if cfg.head is not None else None
-        packing = own is None and modeling.can_pack(cfg.model.backbone, cfg.model.attn_implementation)
+        packing = cfg.head is None and modeling.can_pack(cfg.model.backbone, cfg.model.attn_implementation)
         collate = PairCollator(
             data.train, renderer, cfg.orders, cfg.layout if packing else "padded", cfg.max_tokens_per_micro_batch, cfg.loop.seed,
             vectors=judge.pair_vectors(feature_set, data.train) if feature_set is not None else None,
@@ -69,24 +68,27 @@ def main(cfg: PairRanker) -> None:
             )  # fmt: skip
             return measures.margin_figures(margins, data.validation)
 
-        task: modeling.Task = "causal_lm" if own is None else "embedding"
-        rates = {**as_dict(cfg.optimizer), "lr_head": cfg.head.lr if cfg.head is not None else None}
+        task: modeling.Task = "causal_lm" if cfg.head is None else "embedding"
+        lr_head = cfg.head.lr if cfg.head is not None else None
 
         def wrap(backbone: nn.Module) -> nn.Module:
-            return judge.wrap(backbone, own, cfg.loop.seed)
+            return judge.wrap(backbone, cfg.head, cfg.loop.seed)
 
-        if cfg.dry_run:
-            return dry_run.report(
-                task, wrap, as_dict(cfg.model), rates, training.plain(loss, accelerator), accelerator=accelerator,
-                tokenizer=tokenizer, collate=collate, count=len(data.train), loop=as_dict(cfg.loop), gpu=cfg.gpu,
-                output_dir=cfg.output_dir,
-            )  # fmt: skip
-        plan = memory.Plan(task, wrap, as_dict(cfg.model), rates, training.plain(loss, accelerator))
-        chosen = dry_run.settled(
-            plan, accelerator=accelerator, collate=collate, count=len(data.train), loop=as_dict(cfg.loop)
+        plan = memory.Plan(
+            task, wrap, as_dict(cfg.model), as_dict(cfg.optimizer, lr_head=lr_head), training.plain(loss, accelerator)
         )
-        model: Any = wrap(modeling.prepare_for_training(**chosen, task=task, seed=cfg.loop.seed))
-        optimizer = optim.make_optimizer(model, **rates)
+        work: dict[str, Any] = dict(
+            accelerator=accelerator, collate=collate, count=len(data.train), loop=as_dict(cfg.loop)
+        )
+        if cfg.dry_run:
+            return dry_run.report(plan, **work, tokenizer=tokenizer, gpu=cfg.gpu, output_dir=cfg.output_dir)
+        checkpointing = dry_run.checkpointing(plan, **work)
+        model: Any = wrap(
+            modeling.prepare_for_training(
+                **as_dict(cfg.model, gradient_checkpointing=checkpointing), task=task, seed=cfg.loop.seed
+            )
+        )
+        optimizer = optim.make_optimizer(model, **as_dict(cfg.optimizer, lr_head=lr_head))
         progress = training.train(
             accelerator=accelerator, model=model, optimizer=optimizer, count=len(data.train), collate=collate,
             micro_step=training.plain(loss, accelerator), output_dir=run.folder, **as_dict(cfg.loop),
@@ -102,7 +104,7 @@ def main(cfg: PairRanker) -> None:
             label_tokens=prompts.LABELS[style], label_token_ids=label_ids,
             folds_trained=data.folds_trained, data_digest=data.data_digest,
             best_metric={"log_loss": progress.best_value or 0.0},
-            extra={"head": own, "privileged_model_names": cfg.privileged_model_names},
+            extra={"head": as_dict(cfg.head) if cfg.head else None, "privileged_model_names": cfg.privileged_model_names},
         )  # fmt: skip
         follow = (
             f"python code/merge_adapter.py --adapter_path {cfg.output_dir} --save_dir {cfg.output_dir}_merged"

@@ -94,19 +94,18 @@ def main(cfg: Ranker) -> None:
             )  # fmt: skip
             return metrics.list_figures(valid_lists, scores, valid.label, data.seen)
 
-        if cfg.dry_run:
-            return dry_run.report(
-                "causal_lm", LabelScorer, as_dict(cfg.model), as_dict(cfg.optimizer), training.plain(loss, accelerator),
-                accelerator=accelerator, tokenizer=tokenizer, collate=collate, count=len(train.rows), loop=as_dict(cfg.loop),
-                gpu=cfg.gpu, output_dir=cfg.output_dir,
-            )  # fmt: skip
         plan = memory.Plan(
             "causal_lm", LabelScorer, as_dict(cfg.model), as_dict(cfg.optimizer), training.plain(loss, accelerator)
         )
-        chosen = dry_run.settled(
-            plan, accelerator=accelerator, collate=collate, count=len(train.rows), loop=as_dict(cfg.loop)
+        work: dict[str, Any] = dict(
+            accelerator=accelerator, collate=collate, count=len(train.rows), loop=as_dict(cfg.loop)
         )
-        model = LabelScorer(modeling.prepare_for_training(**chosen, task="causal_lm", seed=cfg.loop.seed))
+        if cfg.dry_run:
+            return dry_run.report(plan, **work, tokenizer=tokenizer, gpu=cfg.gpu, output_dir=cfg.output_dir)
+        checkpointing = dry_run.checkpointing(plan, **work)
+        model = LabelScorer(modeling.prepare_for_training(
+            **as_dict(cfg.model, gradient_checkpointing=checkpointing), task="causal_lm", seed=cfg.loop.seed
+        ))  # fmt: skip
         accelerator.print(modeling.packing_note(model, cfg.model.lora.dropout if cfg.model.lora else 0.0))
         optimizer = optim.make_optimizer(model, **as_dict(cfg.optimizer))
         progress = training.train(

@@ -168,10 +168,13 @@ def keys_read(tree, scope, aliases):
             if keyword.arg is None and isinstance(keyword.value, ast.Call) and "as_dict" in ast.unparse(keyword.value):
                 block = chain(keyword.value.args[0], aliases)
                 read |= {f"{block}.{one}" for one in parameters_read(callee)}
-        names = list(inspect.signature(callee).parameters)
+        parameters = inspect.signature(callee).parameters
+        names = list(parameters)
         passed = [*zip(names, node.args, strict=False), *((k.arg, k.value) for k in node.keywords if k.arg)]
         for name, value in passed:
-            is_whole = name in ("cfg", "settings") or isinstance(value, ast.Name)
+            kind = parameters[name].annotation if name in parameters else None
+            is_block = any(dataclasses.is_dataclass(one) for one in (kind, *typing.get_args(kind)))
+            is_whole = name in ("cfg", "settings") or is_block or isinstance(value, ast.Name)
             if is_whole and (key := chain(value, aliases)) is not None and callee.__module__ != "podium.config":
                 read |= keys_read(tree_of(callee), callee.__globals__, {name: key})
     return read
@@ -319,11 +322,15 @@ def with_blocks(settings, values):
     return filled
 
 
+EITHER = {"llm_reasoner": [{"data": None}, {"instructions": None}]}
+"""Blocks of which one has to be null."""
+
+
 def test_no_single_mistake_is_accepted():
     count, out_of_range, accepted, unclear = 0, 0, [], []
-    for stage, name in sorted(APPS.items()):
+    for stage, name, without in ((*app, one) for app in sorted(APPS.items()) for one in EITHER.get(app[0], [{}])):
         settings = running.script(name).main.settings
-        values = with_blocks(settings, composed(stage, "base"))
+        values = with_blocks(settings, composed(stage, "base")) | without
         config.build(settings, values, stage)
         for what, dotted, tree in mutations(settings, values):
             count += 1

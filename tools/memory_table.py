@@ -166,8 +166,7 @@ def predict(
                   "adap_factor=2"]  # fmt: skip
     found = []
 
-    def capture(task, wrap, model, optimizer, micro_step, *, collate, count, loop, **_):  # type: ignore[no-untyped-def]
-        plan = memory.Plan(task, wrap, model, optimizer, micro_step)
+    def capture(plan, *, collate, count, loop, **_):  # type: ignore[no-untyped-def]
         for card in cards:
             gpu, replicas, shards = parse_card(card)
             step = max(dry_run.sampled_steps(collate, count, loop, max(replicas, shards), at_most=2), key=len)

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from podium import memory, modeling, optim, rng, tokenization, training
@@ -237,11 +237,11 @@ def _shards(wanted: tuple[memory.Gpu, int] | None, accelerator: Accelerator) -> 
     return wanted[1] if wanted else accelerator.num_processes if accelerator.is_fsdp2 else 1
 
 
-def settled(
+def checkpointing(
     plan: memory.Plan, *, accelerator: Accelerator, collate: training.Collate, count: int, loop: dict[str, Any],
     gpu: str | None = None,
-) -> dict[str, Any]:  # fmt: skip
-    """The plan's `model` block; where gradient_checkpointing is `auto`, the main process decides it and prints why.
+) -> bool:  # fmt: skip
+    """The plan's `gradient_checkpointing`; where that is `auto`, the main process decides it and prints why.
 
     Recomputing activations costs a third to a half more operations, so it is done only where a step would not fit without.
 
@@ -254,7 +254,7 @@ def settled(
         gpu: as in `report`.
     """
     if plan.model["gradient_checkpointing"] != "auto":
-        return plan.model
+        return plan.model["gradient_checkpointing"]
     without = {**plan.model, "gradient_checkpointing": False}
     decided = None
     if accelerator.is_main_process:
@@ -270,15 +270,11 @@ def settled(
             f"gradient checkpointing {'on' if decided else 'off'}: without it a step needs"
             f" {needed.total / memory.GIB:.2f} GiB, {device} has {room / memory.GIB:.2f}"
         )
-    return {**without, "gradient_checkpointing": broadcast_object_list([decided])[0]}
+    return broadcast_object_list([decided])[0]
 
 
 def report(
-    task: modeling.Task,
-    wrap: Callable[[nn.Module], nn.Module],
-    model: dict[str, Any],
-    optimizer: dict[str, Any],
-    micro_step: training.MicroStep,
+    plan: memory.Plan,
     *,
     accelerator: Accelerator,
     tokenizer: PreTrainedTokenizerFast,
@@ -291,11 +287,7 @@ def report(
     """Print what a run would do and need.
 
     Args:
-        task: how the backbone is loaded.
-        wrap: makes the trained model of a backbone.
-        model: the settings' `model` block.
-        optimizer: the settings' `optimizer` block.
-        micro_step: of the run.
+        plan: of the run.
         accelerator: of the run.
         tokenizer: to show a batch.
         collate: of the run.
@@ -310,10 +302,9 @@ def report(
         ArgumentError: unknown gpu.
         PrerequisiteError: the run does not fit the device or the disk.
     """
-    plan = memory.Plan(task, wrap, model, optimizer, micro_step)
     wanted = memory.parse_gpu(gpu) if gpu else None
-    chosen = settled(plan, accelerator=accelerator, collate=collate, count=count, loop=loop, gpu=gpu)
-    plan = dataclasses.replace(plan, model=chosen)
+    decided = checkpointing(plan, accelerator=accelerator, collate=collate, count=count, loop=loop, gpu=gpu)
+    plan = dataclasses.replace(plan, model={**plan.model, "gradient_checkpointing": decided})
     problem = None
     if accelerator.is_main_process:
         problem = _describe(plan, wanted, gpu, accelerator, tokenizer, collate, count, loop, output_dir)

@@ -8,7 +8,7 @@ from typing import Any
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedTokenizerFast
 
-from podium import prompts, tables
+from podium import prompts, settings, tables
 from podium.batching import chat, instructions
 from podium.batching.queries import QueryRows
 from podium.engines import transformers as engine
@@ -31,7 +31,7 @@ class Rows:
 
 
 def question_rows(
-    tokenizer: PreTrainedTokenizerFast, data: dict[str, Any], full_fit: bool, style: prompts.Style, with_name: bool,
+    tokenizer: PreTrainedTokenizerFast, data: settings.Data, full_fit: bool, style: prompts.Style, with_name: bool,
     say: Callable[[str], None], **limits: Any,
 ) -> Rows:  # fmt: skip
     """Rows of a question table with their rationales; without rationales the misconception's name stands in.
@@ -48,10 +48,10 @@ def question_rows(
     Raises:
         MissingFileError, DataError: unreadable tables, no rows, or completions that leave no room for a question.
     """
-    folder = data["questions_dir"]
+    folder = data.questions_dir
     told = (Path(folder) / "rationales.parquet").is_file()
     read = tables.read_training_tables(
-        **data, full_fit=full_fit, rationales=folder if told else None, gold_rationales=True
+        **settings.as_dict(data), full_fit=full_fit, rationales=folder if told else None, gold_rationales=True
     )
     if not told:
         say("no gold rationales (synthetic.csv): the reasoner learns to write the misconception's name")
@@ -64,7 +64,7 @@ def question_rows(
 
     return Rows(
         collator(read.train, "training"), collator(read.validation, "validation"), [prompts.RATIONALE_END],
-        data["validation_fold"],
+        data.validation_fold,
         {"stage": "reasoner", "folds_trained": read.folds_trained, "data_digest": read.data_digest,
          "prompt_style": style, "prompt_version": prompts.VERSION, "extra": {"with_name": with_name and told}},
         "python code/generate_llm_reasoner.py checkpoint={checkpoint}"
@@ -73,7 +73,11 @@ def question_rows(
 
 
 def instruction_rows(
-    tokenizer: PreTrainedTokenizerFast, files: dict[str, Any], full_fit: bool, say: Callable[[str], None], **given: Any
+    tokenizer: PreTrainedTokenizerFast,
+    files: settings.Instructions,
+    full_fit: bool,
+    say: Callable[[str], None],
+    **given: Any,
 ) -> Rows:
     """Rows of instruction files, each counted base + factor × difficulty times.
 
@@ -87,7 +91,9 @@ def instruction_rows(
     Raises:
         MissingFileError, DataError: as `instructions.collators`.
     """
-    train, validation, facts = instructions.collators(tokenizer, **files, full_fit=full_fit, say=say, **given)
+    train, validation, facts = instructions.collators(
+        tokenizer, **settings.as_dict(files), full_fit=full_fit, say=say, **given
+    )
     digest = facts.pop("data_digest")
     return Rows(
         train, validation, [f"\n{stop}" for stop in STOPS], VALIDATION_FOLD,

@@ -19,6 +19,7 @@ from podium.pairwise import features, head, prompts
 from podium.pairwise.features import FeatureSet
 from podium.pairwise.head import PairClassifier
 from podium.pairwise.rows import Layout, PairRenderer, PairRows, inference_batches
+from podium.pairwise.settings import Head
 from podium.training import to_device
 
 STAGE = "pairwise"
@@ -71,13 +72,15 @@ def possible_layout(model: nn.Module, wanted: Layout) -> Layout:
     return wanted if isinstance(model, LabelScorer) and model.packing_refusal is None else "padded"
 
 
-def wrap(backbone: Any, own: dict[str, Any] | None, seed: int) -> LabelScorer | PairClassifier:
+def wrap(backbone: Any, own: Head | None, seed: int) -> LabelScorer | PairClassifier:
     """The model that is trained on a backbone: form A, or form B with the settings' `head` block and its own seed."""
     if own is None:
         return LabelScorer(backbone)
-    sizes = {key: own[key] for key in ("with_features", "feature_width", "hidden_size", "dropout")}
-    made = head.build_head(backbone, **sizes, seed=rng.torch_seed(seed, "head"))
-    return PairClassifier(backbone, own["pooling"], made)
+    made = head.build_head(
+        backbone, with_features=own.with_features, feature_width=own.feature_width, hidden_size=own.hidden_size,
+        dropout=own.dropout, seed=rng.torch_seed(seed, "head"),
+    )  # fmt: skip
+    return PairClassifier(backbone, own.pooling, made)
 
 
 def load(folder: str | Path, device: torch.device, dtype: str | None = None) -> Judge:
@@ -89,12 +92,12 @@ def load(folder: str | Path, device: torch.device, dtype: str | None = None) -> 
     folder = Path(folder)
     meta = contracts.read_meta(folder, STAGE)
     tokenizer = tokenization.load_tokenizer(folder)
-    own: dict[str, Any] | None = meta.extra.get("head")
+    own = Head(**meta.extra["head"]) if meta.extra.get("head") else None
     backbone, _ = modeling.load_checkpoint(folder, "embedding" if own else "causal_lm", dtype=dtype)
     model, feature_set = wrap(backbone, own, seed=0), None
     if own is not None and isinstance(model, PairClassifier):
         head.load_head(folder, model.head)
-        if own["with_features"]:
+        if own.with_features:
             path = folder / head.FEATURES
             feature_set = features.from_json(contracts.read_json(path, "feature statistics"), str(path))
     style: Any = meta.prompt_style
