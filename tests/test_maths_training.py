@@ -312,7 +312,10 @@ def test_steps_for_tokens_counts_what_the_loop_takes():
         (["copies_of_source={nobody:2}"], "source 'nobody'.*words/cot"),
         (["max_length_tokens=40"], "more than max_length_tokens=40"),
         (["instructions.output_column=solution"], "no column `solution`.*'output'"),
-        (["data={questions_dir:.,train_folds:[1],validation_fold:0,validation_rows:5,leaking_rows:refuse}"], "are both given"),
+        (
+            ["data={questions_dir:.,train_folds:[1],validation_fold:0,validation_rows:5,leaking_rows:refuse}"],
+            "are both given",
+        ),
         (["instructions=null"], "are both null"),
     ],
 )
