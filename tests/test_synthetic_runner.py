@@ -589,13 +589,15 @@ def test_fifty_thousand_items_in_five_minutes_and_a_gigabyte(server, tmp_path):
     child = os.fork()
     if not child:
         started = time.monotonic()
+        inherited = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # what earlier tests left in this process
         result = run(tmp_path, point, "batch", 50_000, max_usd=10_000.0, poll_seconds=0.2)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        figures = {"seconds": time.monotonic() - started, "bytes": peak, "good": result.counts.get("succeeded")}
+        grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - inherited) * 1024
+        figures = {"seconds": time.monotonic() - started, "bytes": grown, "good": result.counts.get("succeeded")}
         (tmp_path / "figures.json").write_text(json.dumps(figures))
         os._exit(0)
     os.waitpid(child, 0)
     figures = json.loads((tmp_path / "figures.json").read_text())
     print(figures)
-    assert figures["good"] == 50_000 and figures["seconds"] <= 300 and figures["bytes"] <= 1e9
+    assert figures["good"] == 50_000 and figures["seconds"] <= 300
+    assert figures["bytes"] <= 0.8e9, "the interpreter and its modules are the rest of the gigabyte"
     assert call(server, "many", "_stats")["answers"] == 50_000
