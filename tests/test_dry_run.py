@@ -112,7 +112,7 @@ def assert_reported(said, marks):
     """Everything that a dry run says about a run with adapters on the tiny Qwen2."""
     assert re.search(r"steps: (\d+) of 6 of (\d+) samples, \d+ an epoch, so [\d.]+ epochs; warm-up \d+ steps", said)
     assert re.search(
-        r"tokens a row: 50 % \d+, 90 % \d+, 99 % \d+, longest \d+ .*; question cut in \d+ of \d+ prompts", said
+        r"tokens a row: 50 % \d+, 90 % \d+, 99 % \d+, longest \d+ .*; text cut in \d+ of \d+ prompts", said
     )
     for part in ("weights", "trained", "gradients", "optimizer", "logits", "activations"):
         assert re.search(rf"{part} \d+\.\d\d", said), part
@@ -126,7 +126,7 @@ def assert_reported(said, marks):
 def test_a_dry_run_reports_everything_and_writes_nothing(script, overrides, tmp_path, capsys):
     running.run(script, *overrides(script, "dry_run=true", LORA))
     said = capsys.readouterr().out
-    assert "question cut in 0 of" in said
+    assert "text cut in 0 of" in said
     marks = {
         "train_llm_reasoner": r"Why:⟦ .*<\|endoftext\|>⟧", "train_llm_embedding": "Misconception:'",
         "train_ranker_pointwise": r"\\nMatch:⟦\?⟧", "train_ranker_listwise": r"Best:⟦\?⟧",
@@ -183,8 +183,24 @@ def test_a_dry_run_beside_a_run_changes_nothing(overrides, tmp_path):
 
 def test_questions_that_are_cut_are_counted(overrides, capsys):
     running.run("train_llm_embedding", *overrides("train_llm_embedding", "dry_run=true", "max_length_tokens=60"))  # fmt: skip
-    cut, fitted = map(int, re.search(r"question cut in (\d+) of (\d+) prompts", capsys.readouterr().out).groups())
+    cut, fitted = map(int, re.search(r"text cut in (\d+) of (\d+) prompts", capsys.readouterr().out).groups())
     assert 0 < cut < fitted
+
+
+def test_pairs_that_are_cut_are_counted(pairs_dir, tmp_path, capsys):
+    given = [
+        f"data.pairs_dir={pairs_dir}/pairs",
+        f"model.backbone={pairs_dir}/qwen2",
+        "device=cpu",
+        "loop.batch_size=6",
+    ]
+    shares = []
+    for length in (512, 60):
+        running.run("train_ranker_pairwise", *given, f"output_dir={tmp_path}/run", "dry_run=true",
+                    f"max_length_tokens={length}")  # fmt: skip
+        cut, fitted = map(int, re.search(r"text cut in (\d+) of (\d+) prompts", capsys.readouterr().out).groups())
+        shares.append((cut, fitted))
+    assert shares[0][0] == 0 < shares[0][1] and 0 < shares[1][0] <= shares[1][1]
 
 
 @pytest.fixture(scope="module")

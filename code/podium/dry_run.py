@@ -337,7 +337,7 @@ def _describe(
     lengths = [length for batch in flat for length in row_lengths(batch, tokenizer.pad_token_id)]  # type: ignore[arg-type]
     shares = ", ".join(f"{share} % {round(np.percentile(lengths, share))}" for share in (50, 90, 99))
     say(f"tokens a row: {shares}, longest {max(lengths)} (of {len(lengths)} rows in {len(sampled)} steps);"
-        f" question cut in {cut} of {fitted} prompts ({cut / max(1, fitted):.1%})")  # fmt: skip
+        f" text cut in {cut} of {fitted} prompts ({cut / max(1, fitted):.1%})")  # fmt: skip
     say("one micro-batch:")
     show_batch(min(flat, key=memory.padded_tokens), tokenizer, say)
 

@@ -10,7 +10,14 @@ from podium.errors import DataError, MissingFileError
 
 CUT = " … "
 prompts_fitted = prompts_cut = 0
-"""How many prompts `fit` has seen in this process, and how many questions it cut; reported by dry runs."""
+"""How many prompts were fitted into their budget in this process, and how many lost text; reported by dry runs."""
+
+
+def count_fitted(is_cut: bool) -> None:
+    """Note that a prompt was fitted into its budget, and whether text was cut for it."""
+    global prompts_fitted, prompts_cut
+    prompts_fitted += 1
+    prompts_cut += is_cut
 
 
 def load_tokenizer(source: str | Path) -> PreTrainedTokenizerFast:
@@ -97,16 +104,15 @@ def fit(tokenizer: PreTrainedTokenizerFast, render: Callable[[str], str], questi
     Raises:
         DataError: the prompt exceeds the budget even without the question.
     """
-    global prompts_fitted, prompts_cut
-    prompts_fitted += 1
 
     def length(text: str) -> int:
         return len(encode(tokenizer, [render(text)])[0])
 
     # a token covers at least one byte, so a short text cannot exceed the budget: skip the count
     if len(render(question).encode()) <= budget or length(question) <= budget:
+        count_fitted(is_cut=False)
         return question
-    prompts_cut += 1
+    count_fitted(is_cut=True)
     offsets = tokenizer(question, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
 
     def cut(kept: int) -> str:

@@ -7,6 +7,7 @@ falls inside a character, so multi-byte text stays intact.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from podium import tokenization
 from podium.errors import DataError
 
 PROMPT_SHARE, RESPONSE_SHARE = 0.2, 0.4
@@ -97,6 +98,7 @@ def fit_parts(
     if budget < len(parts):
         raise DataError(f"max_length_tokens leaves {budget} tokens for prompt and responses; raise it")
     lengths = [len(part.ids) for part in parts]
+    tokenization.count_fitted(is_cut=sum(lengths) > budget)
     if sum(lengths) <= budget:
         return prompt.ids, response_a.ids, response_b.ids
     allowed = split_budget(lengths, budget, (PROMPT_SHARE, RESPONSE_SHARE, RESPONSE_SHARE))
