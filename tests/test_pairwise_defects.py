@@ -1,6 +1,7 @@
 """Defects of the two WSDM solutions that general parts of the project keep out (the others: tests/test_pairwise_*.py)."""
 
 import pytest
+import running
 import torch
 import yaml
 from test_config import composed
@@ -55,3 +56,13 @@ def test_defect_features_11_gradients_are_clipped_and_the_schedule_follows_the_o
     training.train(**given)
     assert max(norms) <= 0.5 + 1e-6 and max(line["grad_norm"] for line in lines(tmp_path)) > 0.5
     assert len(moved) == len(lines(tmp_path)) and len({rates[0] for rates in moved}) > 2
+
+
+def test_defect_wsdm_7_pairs_without_rationales_train(pairs_dir, tmp_path):
+    assert not list((pairs_dir / "pairs").glob("*rationale*"))
+    running.run(
+        "train_ranker_pairwise", f"data.pairs_dir={pairs_dir}/pairs", f"model.backbone={pairs_dir}/qwen2", "device=cpu",
+        f"output_dir={tmp_path}/run", "loop.max_steps=1", "loop.epochs=null", "loop.batch_size=4", "max_length_tokens=128",
+    )  # fmt: skip
+    (line,) = [line for line in lines(tmp_path / "run") if "loss" in line]
+    assert 0 < line["loss"] < 5 and "rationale_loss" not in line
