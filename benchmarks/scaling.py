@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
 import time
@@ -23,17 +24,16 @@ Figures = dict[str, dict[int, dict[str, float | None]]]
 
 
 def timed(run: Callable[[], Any]) -> dict[str, float | None]:
-    """Memory of the first run, the median time of three more; a long run is timed itself."""
+    """Memory and the median time of a run; of the first alone where that is long."""
     started = time.perf_counter()
-    memory = common.peak_mb(run)
+    run()
     seconds = [time.perf_counter() - started]
-    if seconds[0] < LONG_SECONDS:
-        seconds = []
-        for _ in range(3):
-            started = time.perf_counter()
-            run()
-            seconds.append(time.perf_counter() - started)
-    return {"seconds": sorted(seconds)[len(seconds) // 2], "peak_mb": memory}
+    _, memory = common.with_peak(run)
+    for _ in range(0 if seconds[0] > LONG_SECONDS else 3):
+        started = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - started)
+    return {"seconds": statistics.median(seconds), "peak_mb": memory}
 
 
 def candidates(sizes: list[int]) -> Figures:

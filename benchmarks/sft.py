@@ -7,14 +7,16 @@ import common
 import torch
 from common import Arm
 
-from podium import losses
+from podium import losses, modeling
 from podium.batching import chat
 from podium.batching.padding import pad
 from podium.modeling import LabelScorer
 
 
-def row(count: int, vocabulary: int, repeats: int, max_logits: int | None = None) -> list[dict]:
-    """`count` prompts of 60–260 tokens with completions of 20–80."""
+def row(
+    count: int, vocabulary: int, repeats: int, checkpointing: bool = False, max_logits: int | None = None
+) -> list[dict]:
+    """`count` prompts of 60–260 tokens with completions of 20–80; `checkpointing`: gradient checkpointing in all arms."""
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
@@ -41,6 +43,9 @@ def row(count: int, vocabulary: int, repeats: int, max_logits: int | None = None
     for at, (_, border) in enumerate(examples):
         labels[at, :border] = -100
     default = common.make_model(vocabulary).train()
+    if checkpointing:
+        modeling.enable_gradient_checkpointing(scorer.backbone)
+        modeling.enable_gradient_checkpointing(default)
 
     def hugging_face() -> torch.Tensor:
         default.zero_grad(set_to_none=True)
@@ -58,7 +63,7 @@ def row(count: int, vocabulary: int, repeats: int, max_logits: int | None = None
             trained, processing_class=common.make_tokenizer(vocabulary), train_dataset=data,
             args=SFTConfig(
                 output_dir=folder, per_device_train_batch_size=count, max_length=None, completion_only_loss=True, report_to="none", use_cpu=True,
-                gradient_checkpointing=False, bf16=False, max_steps=1, logging_strategy="no", disable_tqdm=True,
+                gradient_checkpointing=checkpointing, bf16=False, max_steps=1, logging_strategy="no", disable_tqdm=True,
             ),
         )  # fmt: skip
         inputs: Any = next(iter(trainer.get_train_dataloader()))
@@ -70,20 +75,24 @@ def row(count: int, vocabulary: int, repeats: int, max_logits: int | None = None
             return loss.detach()
 
         tokens, padded, read = sum(len(one) for one, _ in examples), ids.numel(), len(batch["target"])
-        cost = lambda tokens, rows: common.flops(tokens, rows, vocabulary, 6.0)  # noqa: E731
+        cost = lambda tokens, rows: common.flops(tokens, rows, vocabulary, 8.0 if checkpointing else 6.0)  # noqa: E731
         peers = [
             Arm("TRL SFTTrainer", trl, padded, cost(padded, read)),
             Arm("HF default: padded, full logits", hugging_face, padded, cost(padded, padded)),
         ]
         own = Arm("packed, chunked losses", ours, tokens, cost(tokens, read))
         targets = {peers[0].name: {"ratio": 0.95}, peers[1].name: {"memory": 5.0}}
-        return common.compare(f"SFT step {count} rows V={vocabulary}", own, peers, repeats, target=targets)
+        name = f"SFT step {count} rows V={vocabulary}{' checkpointing' if checkpointing else ''}"
+        return common.compare(name, own, peers, repeats, target=targets)
 
 
 def main() -> None:
-    """16 rows, or 4."""
+    """16 rows, or 4; then a vocabulary that is to the width as Qwen2.5-0.5B's, with checkpointing."""
     options = common.arguments(__doc__)
-    common.write(options.json, row(4 if options.quick else 16, 8192, options.repeats))
+    entries = row(4 if options.quick else 16, 8192, options.repeats)
+    if not options.quick:
+        entries += row(16, 65_536, options.repeats, checkpointing=True)
+    common.write(options.json, entries)
 
 
 if __name__ == "__main__":

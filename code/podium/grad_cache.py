@@ -79,12 +79,12 @@ def cached(loss: EmbeddingLoss, accelerator: Any, max_tokens: int) -> MicroStep:
         loss_sum, _, metrics = loss(inputs["query"], inputs["document"], batch)
         (loss_sum * scale).backward()
 
-        for number, (kind, rows, texts) in enumerate(parts):
+        # the last chunk first: its graph is gone before another is built
+        for number, (kind, rows, texts) in reversed(list(enumerate(parts))):
             gradient_BD = inputs[kind].grad[rows]  # type: ignore[index]
-            last = number + 1 == len(parts)
-            with contextlib.nullcontext() if last else accelerator.no_sync(model):
-                if kept is not None and last:
-                    vectors_BD = kept
+            with accelerator.no_sync(model) if number else contextlib.nullcontext():
+                if kept is not None:
+                    vectors_BD, kept = kept, None
                 else:
                     _restore(states[number], device)
                     (vectors_BD,) = model(texts)
