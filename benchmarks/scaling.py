@@ -143,7 +143,7 @@ def draw(figures: dict[str, Figures], path: Path) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
-    from matplotlib.ticker import FuncFormatter, NullFormatter, ScalarFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, ScalarFormatter
 
     labels = {"candidates": "candidates of one query", "batch": "queries in a contrastive step",
               "corpus": "documents searched", "processes": "processes of one thread"}  # fmt: skip
@@ -162,6 +162,7 @@ def draw(figures: dict[str, Figures], path: Path) -> None:
             if name != "corpus":
                 axis.set_xticks([size for size in next(iter(arms.values()))])
                 axis.xaxis.set_major_formatter(ScalarFormatter())
+            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axis.yaxis.set_major_formatter(plain)
             low, high = axis.get_ylim()
             if high < 10 * low:  # a flat line is to look flat
