@@ -184,7 +184,7 @@ def compare(
         row: what is measured.
         ours: our arm.
         peers: the others.
-        repeats: timed runs; one run before them is compared, one measures memory, one warms up.
+        repeats: timed runs; of two runs before them one is compared, the other measures memory.
         limits: of the ratio, by peer; by default that of the operations.
         target: what was promised, by peer: at least this "ratio", share "of_limit", or times less "memory".
     """
@@ -192,8 +192,6 @@ def compare(
     results, memory = {}, {}
     for arm in arms:
         results[arm.name], memory[arm.name] = with_peak(arm.run)
-    for arm in arms:
-        arm.run()
     seconds: dict[str, list[float]] = {arm.name: [] for arm in arms}
     for turn in range(repeats):
         for arm in arms if turn % 2 == 0 else arms[::-1]:
