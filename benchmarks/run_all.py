@@ -97,7 +97,7 @@ def main() -> None:
 
 Written by `benchmarks/run_all.py` (`make bench`) on {datetime.date.today()}; {machine()}; {versions}; shapes: {"--quick, small" if options.quick else "full"}.
 Random Qwen2 of 6 layers × 384 (6 heads, 2 key-value heads), fp32. All arms of a row run in one process on the same weights and tokens,
-interleaved after a warm-up; seconds are medians of five or more, ratios are medians of neighbouring runs. Only ratios count. A limit is the ratio
+interleaved after a warm-up; seconds are medians of five or more (pair_features: three), ratios are medians of neighbouring runs. Only ratios count. A limit is the ratio
 of floating-point operations of linear layers and head, so it leaves attention and the loss out, and a ratio can pass it. "Memory" is what the
 tensors of a run add to the process at its peak. {sum(reached)} of {len(reached)} targets were met. The raw figures are in benchmarks.json.
 

@@ -18,7 +18,7 @@ HERE = Path(__file__).resolve().parent
 BUDGET = 1024
 """Tokens of a pass of GradCache: below the smallest batch, so that its memory can be flat."""
 LONG_SECONDS = 15
-"""A run that takes longer needs no warm-up."""
+"""A run that takes longer is timed once."""
 Figures = dict[str, dict[int, dict[str, float | None]]]
 """arm -> size -> seconds, peak_mb."""
 

@@ -13,9 +13,7 @@ from podium.batching.padding import pad
 from podium.modeling import LabelScorer
 
 
-def row(
-    count: int, vocabulary: int, repeats: int, checkpointing: bool = False, max_logits: int | None = None
-) -> list[dict]:
+def row(count: int, vocabulary: int, repeats: int, checkpointing: bool = False) -> list[dict]:
     """`count` prompts of 60–260 tokens with completions of 20–80; `checkpointing`: gradient checkpointing in all arms."""
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
@@ -25,8 +23,6 @@ def row(
         prompt, completion = (int(torch.randint(low, high, (1,))) for low, high in ((60, 261), (20, 81)))
         examples.append((common.random_ids(prompt + completion, vocabulary), prompt))
     scorer = LabelScorer(common.make_model(vocabulary)).train()
-    if max_logits is not None:
-        scorer.max_logits = max_logits
     batch = chat.micro_batch(examples, True, 0)
 
     def ours() -> torch.Tensor:

@@ -1,5 +1,7 @@
 """GradCache against the plain step: gradients, dropout, accumulation; and what its batches hold."""
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -109,6 +111,27 @@ def test_no_graph_outlives_its_chunk(collator, backbone_dir, accelerator):
         grad_cache.cached(embedding_loss, accelerator, 200)(model, batch, 1.0)
         figures.append(max(widest))
     assert max(figures) <= 200
+
+
+def test_one_graph_is_alive_at_a_time(collator, backbone_dir, accelerator):
+    """No forward with a graph begins while tensors saved for another one's backward are still held."""
+    (batch,) = collator(0, np.arange(QUERIES))
+    model = Embedder(load_backbone(backbone_dir, "embedding"), "last", 200).train()
+    saved = weakref.WeakSet()
+    alive = []
+
+    class Saved:
+        def __init__(self, tensor):
+            self.tensor = tensor
+            saved.add(self)
+
+    model.register_forward_pre_hook(lambda *_: alive.append(len(saved)) if torch.is_grad_enabled() else None)
+    model.register_forward_hook(lambda *_: alive.append(len(saved)) if torch.is_grad_enabled() else None)
+    with torch.autograd.graph.saved_tensors_hooks(Saved, lambda one: one.tensor):
+        grad_cache.cached(embedding_loss, accelerator, 200)(model, batch, 1.0)
+    before, after = alive[::2], alive[1::2]
+    assert len(before) > 3 and min(after) > 10
+    assert before == [0] * len(before)
 
 
 @pytest.mark.parametrize("pooling", ["last", "mean", "cls"])
